@@ -1,0 +1,259 @@
+"""The callback route: Sprint's own loss and error signal inside a JAX program.
+
+What happens in one training step::
+
+    log_posteriors --> pure_callback --> pool --> Sprint processes
+                            |
+            loss [B], error signal [T, B, L]   (one call, in the forward pass)
+                            |
+    gradient  <--  error signal * cotangent of each sequence's loss
+
+Only `_HostCall.__call__` runs on the host while a JAX program waits for it.  It and all that it
+calls use numpy alone: touching jax there can deadlock.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_sprint.bridge import SprintInstancePool, SprintOptions, encode_tags
+from jax_sprint.errors import SprintClosedError
+
+__all__ = ["sprint_loss"]
+
+
+def sprint_loss(
+    log_posteriors: jax.Array,
+    seq_lengths: jax.Array,
+    tags: jax.Array | np.ndarray | Sequence[str] | Sequence[bytes],
+    *,
+    sprint: SprintInstancePool | SprintOptions | Mapping[str, Any],
+    return_valid: bool = False,
+    time_major: bool = True,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """Sprint's loss for a batch of segments; its gradient is Sprint's error signal.
+
+    One `jax.pure_callback` fetches loss and error signal together.  The backward pass scales the
+    error signal by each sequence's cotangent and casts it to the dtype of `log_posteriors`.
+
+    What the gradient is depends on what Sprint calls its error signal.  The embedded Sprint's
+    full-sum criterion and RASR's lattice criteria return d loss / d log-posteriors.  A Sprint
+    whose error signal is y - target, taken before the softmax, may be used just as well: such a
+    signal sums to zero over the labels of a frame, and the derivative of `jax.nn.log_softmax`
+    maps a vector g to g - softmax * sum(g), so it reaches the logits unchanged.
+
+    Under `jax.vmap` the mapped axis is folded into the batch (one call, not many).  Under
+    `jax.shard_map` each shard makes its own call, all at the same time.  JAX may drop or repeat a
+    pure callback; asking Sprint twice is harmless.  There is no forward-mode derivative.
+
+    Args:
+        log_posteriors: [T, B, L] float32 (or float16, bfloat16, float64, which travel to Sprint
+            as float32): natural-log probabilities.  Frames from a sequence's length on are padding:
+            they may hold anything, also NaN, and get a gradient of exactly zero.
+        seq_lengths: [B] integer, frames, each from 0 to T.
+        tags: the full segment names.  Inside `jax.jit` and other transformations this must be the
+            uint8 array [B, W] that `encode_tags` makes; outside, a list of str or bytes will do.
+        sprint: a pool, or options (also the ancestor's dict) for the global pool of those options.
+            Never a traced value.  It is resolved when the program is traced; a pool that is
+            closed and opened again with `init()` needs no new trace.
+        return_valid: also return which sequences have a finite loss.
+        time_major: False takes `log_posteriors` as [B, T, L].
+
+    Returns:
+        loss [B] float32, in nats.  +inf where Sprint found no path or skipped the segment, NaN
+        where a valid frame holds NaN; both have a gradient of exactly zero.  With
+        `return_valid=True` the pair (loss, valid [B] bool).
+
+    Raises:
+        ValueError: an argument has the wrong rank, dtype or batch size, or `tags` is a Python list
+            inside a traced program, into which it would be frozen.
+        SprintError: Sprint failed, or the pool is closed.  From inside a compiled program JAX
+            passes on only the message, in a `jax.errors.JaxRuntimeError`.
+    """
+    pool = _resolve(sprint)
+    log_posteriors, seq_lengths, tags = _check(log_posteriors, seq_lengths, tags, time_major)
+    if pool.closed:
+        raise SprintClosedError(
+            "the pool given as sprint= is closed; call its init() to start its children again"
+        )
+    if not time_major:
+        log_posteriors = jnp.swapaxes(log_posteriors, 0, 1)
+    log_posteriors, seq_lengths, tags = _match_varying(log_posteriors, seq_lengths, tags)
+    loss = _loss(_HostCall(pool), log_posteriors, seq_lengths, tags)
+    return (loss, jnp.isfinite(loss)) if return_valid else loss
+
+
+@dataclasses.dataclass(frozen=True)
+class _HostCall:
+    """What JAX calls back: equal for equal pools, so that no step is traced or compiled again."""
+
+    pool: SprintInstancePool
+
+    def __call__(
+        self, log_posteriors: Any, seq_lengths: Any, tags: Any
+    ) -> tuple[np.ndarray, np.ndarray]:
+        # First of all leave jax: these may be jax arrays, and even comparing them can hang here.
+        log_posteriors, seq_lengths, tags = map(np.asarray, (log_posteriors, seq_lengths, tags))
+        loss, error_signal = self.pool.get_batch_loss_and_error_signal(
+            log_posteriors, seq_lengths, tags
+        )
+        return np.asarray(loss, np.float32), np.asarray(error_signal, np.float32)
+
+
+def _resolve(sprint: Any) -> SprintInstancePool:
+    if isinstance(sprint, SprintInstancePool):
+        return sprint
+    if isinstance(sprint, SprintOptions | Mapping):
+        return SprintInstancePool.get_global_instance(sprint)
+    raise TypeError(
+        "sprint must be a SprintInstancePool, a SprintOptions or the ancestor's dict, got "
+        f"{type(sprint).__name__}; it cannot be an argument of the jitted function: close over it"
+    )
+
+
+def _tracing() -> bool:
+    # Inside a traced program every operation is staged, whatever its operands are.
+    return isinstance(jnp.zeros((), jnp.float32), jax.core.Tracer)
+
+
+def _check(
+    log_posteriors: Any, seq_lengths: Any, tags: Any, time_major: bool
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    log_posteriors = jnp.asarray(log_posteriors)
+    layout = "[T, B, L]" if time_major else "[B, T, L]"
+    if log_posteriors.ndim != 3:
+        raise ValueError(
+            f"log_posteriors must be {layout}, got shape {log_posteriors.shape}; for a single "
+            "segment add a batch axis of one"
+        )
+    if not jnp.issubdtype(log_posteriors.dtype, jnp.floating):
+        raise ValueError(
+            f"log_posteriors must be floating point, got {log_posteriors.dtype}; pass natural-log "
+            "probabilities, such as jax.nn.log_softmax gives"
+        )
+    batch = log_posteriors.shape[1 if time_major else 0]
+    seq_lengths = jnp.asarray(seq_lengths)
+    if seq_lengths.shape != (batch,) or not jnp.issubdtype(seq_lengths.dtype, jnp.integer):
+        raise ValueError(
+            f"seq_lengths must be [B] integer with B = {batch} as in log_posteriors {layout} = "
+            f"{log_posteriors.shape}, got {seq_lengths.dtype} {seq_lengths.shape}; "
+            "is time_major right?"
+        )
+    if isinstance(tags, str | bytes):
+        raise ValueError(f"tags must hold one segment name per sequence, got the single {tags!r}")
+    if isinstance(tags, Sequence):
+        if _tracing():
+            raise ValueError(
+                "tags is a Python list inside a traced program: these names would be frozen into "
+                "it and used for every later batch; pass encode_tags(tags) as an argument of the "
+                "jitted function instead"
+            )
+        tags = encode_tags(list(tags))
+    if not isinstance(tags, jax.Array) and np.asarray(tags).dtype.kind in "OSU":
+        if _tracing():
+            raise ValueError(
+                "tags is an array of strings inside a traced program, where it would be frozen; "
+                "pass encode_tags(tags) as an argument of the jitted function instead"
+            )
+        tags = encode_tags(np.asarray(tags).tolist())
+    tags = jnp.asarray(tags)
+    if tags.dtype != jnp.uint8 or tags.ndim != 2 or tags.shape[0] != batch:
+        raise ValueError(
+            f"tags must be the uint8 array [B, W] that encode_tags makes, with B = {batch}, got "
+            f"{tags.dtype} {tags.shape}"
+        )
+    return log_posteriors, seq_lengths.astype(jnp.int32), tags
+
+
+def _match_varying(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Makes all arguments vary over the same manual mesh axes.
+
+    A callback's outputs count as varying over what its inputs vary over, and the transpose of the
+    cast is the sum over shards that a replicated argument's gradient needs.
+    """
+    axes: frozenset[str] = frozenset().union(*map(_varying, arrays))
+    return tuple(_vary(array, axes) for array in arrays)
+
+
+def _varying(array: jax.Array) -> frozenset[str]:
+    return frozenset(jax.typeof(array).manual_axis_type.varying)
+
+
+def _vary(array: jax.Array, axes: frozenset[str]) -> jax.Array:
+    missing = tuple(sorted(axes - _varying(array)))
+    return jax.lax.pcast(array, missing, to="varying") if missing else array
+
+
+def _ask(
+    host_call: _HostCall, log_posteriors: jax.Array, seq_lengths: jax.Array, tags: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Loss [B] and error signal [T, B, L], both float32, straight from the host."""
+    arguments = (log_posteriors.astype(jnp.float32), seq_lengths, tags)
+    if not _tracing() and not any(isinstance(a, jax.core.Tracer) for a in arguments):
+        # Called eagerly: no program waits, so an exception can arrive as what it is.
+        loss, error_signal = host_call(*arguments)
+        return jnp.asarray(loss), jnp.asarray(error_signal)
+    return _ask_in_program(host_call)(*arguments)
+
+
+def _ask_in_program(host_call: _HostCall) -> Any:
+    @jax.custom_batching.custom_vmap
+    def ask(log_posteriors, seq_lengths, tags):
+        steps, batch, labels = log_posteriors.shape
+        result = (
+            jax.ShapeDtypeStruct((batch,), jnp.float32),
+            jax.ShapeDtypeStruct((steps, batch, labels), jnp.float32),
+        )
+        axes = _varying(log_posteriors)
+        loss, error_signal = jax.pure_callback(host_call, result, log_posteriors, seq_lengths, tags)
+        return _vary(loss, axes), _vary(error_signal, axes)
+
+    @ask.def_vmap
+    def fold(axis_size, in_batched, log_posteriors, seq_lengths, tags):
+        def spread(array, batched):
+            return array if batched else jnp.broadcast_to(array, (axis_size, *array.shape))
+
+        log_posteriors, seq_lengths, tags = map(
+            spread, (log_posteriors, seq_lengths, tags), in_batched
+        )
+        _, steps, batch, labels = log_posteriors.shape
+        folded = jnp.moveaxis(log_posteriors, 0, 1).reshape(steps, axis_size * batch, labels)
+        loss, error_signal = ask(
+            folded, seq_lengths.reshape(-1), tags.reshape(axis_size * batch, -1)
+        )
+        error_signal = error_signal.reshape(steps, axis_size, batch, labels)
+        return (
+            (loss.reshape(axis_size, batch), jnp.moveaxis(error_signal, 1, 0)),
+            (True, True),
+        )
+
+    return ask
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _loss(host_call, log_posteriors, seq_lengths, tags):
+    return _ask(host_call, log_posteriors, seq_lengths, tags)[0]
+
+
+def _loss_fwd(host_call, log_posteriors, seq_lengths, tags):
+    loss, error_signal = _ask(host_call, log_posteriors, seq_lengths, tags)
+    # An empty array carries the input's dtype to the backward pass.
+    return loss, (error_signal, jnp.isfinite(loss), jnp.zeros((0,), log_posteriors.dtype))
+
+
+def _loss_bwd(host_call, residuals, cotangent):
+    del host_call
+    error_signal, valid, like = residuals
+    # `where`, not a product: the cotangent of an infinite loss may itself be NaN.
+    scaled = jnp.where(valid[None, :, None], error_signal * cotangent[None, :, None], 0)
+    return scaled.astype(like.dtype), None, None
+
+
+_loss.defvjp(_loss_fwd, _loss_bwd)
