@@ -1,0 +1,120 @@
+"""Reading XML files, plain or gzipped, from their first byte to their last without keeping them.
+
+Built on expat rather than on `xml.etree`, for speed and because entity declarations, with which a
+small file can be blown up to fill the memory, can be refused where they stand.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Callable
+from typing import BinaryIO
+from xml.parsers import expat
+
+from jax_sprint.embedded.errors import InputFileError
+
+__all__ = ["XmlHandler", "open_maybe_gzip", "parse_xml"]
+
+_CHUNK = 1 << 18
+
+
+class XmlHandler:
+    """What a reader of one kind of file implements.
+
+    Attributes:
+        path: of the file being read.
+        where: call it for ``"FILE line N"`` of what is being read.
+    """
+
+    error: type[InputFileError] = InputFileError
+    path: str = ""
+    where: Callable[[], str] = staticmethod(lambda: "")
+
+    def start(self, tag: str, attributes: dict[str, str]) -> None:
+        """An element begins."""
+        raise NotImplementedError
+
+    def end(self, tag: str) -> None:
+        """An element ends."""
+        raise NotImplementedError
+
+    def text(self, data: str) -> None:
+        """Character data; may arrive in several pieces."""
+        raise NotImplementedError
+
+    def fail(self, problem: str) -> InputFileError:
+        """An error that says where in the file the problem is; to be raised."""
+        return self.error(f"{self.where()}: {problem}")
+
+
+def open_maybe_gzip(path: str, error: type[InputFileError], what: str) -> BinaryIO:
+    """Opens a file for reading, through gunzip if its first bytes say so.
+
+    Args:
+        path: relative to the working directory.
+        error: class to raise.
+        what: what the file is, for the message, e.g. ``"lexicon"``.
+
+    Raises:
+        InputFileError: (of the class given) if it cannot be opened.
+    """
+    try:
+        file = open(path, "rb")
+    except OSError as problem:
+        raise error(f"cannot read the {what} file {path!r}: {problem.strerror}") from None
+    try:
+        magic = file.read(2)
+        file.seek(0)
+    except OSError as problem:
+        file.close()
+        raise error(f"cannot read the {what} file {path!r}: {problem.strerror}") from None
+    if magic == b"\x1f\x8b":
+        # GzipFile closes what it did not open only if told so.
+        unzipped = gzip.GzipFile(fileobj=file)
+        unzipped.myfileobj = file
+        return unzipped  # type: ignore[return-value]
+    return file
+
+
+def parse_xml(path: str, handler: XmlHandler, what: str) -> None:
+    """Feeds a file to a handler.
+
+    Args:
+        path: relative to the working directory; plain or gzipped.
+        handler: is told of elements and text; its `path` and `where` are set.
+        what: what the file is, for messages.
+
+    Raises:
+        InputFileError: (of the handler's class) for a missing file, XML that is not well-formed,
+            a truncated archive, or a declaration of entities, naming file and line.
+    """
+    parser = expat.ParserCreate()
+    parser.buffer_text = True
+    parser.ordered_attributes = False
+    parser.StartElementHandler = handler.start
+    parser.EndElementHandler = handler.end
+    parser.CharacterDataHandler = handler.text
+    handler.path = path
+    handler.where = lambda: f"{path} line {parser.CurrentLineNumber}"
+
+    def refuse_entity(name: str, *_: object) -> None:
+        raise handler.fail(f"the declaration of entity {name!r} is refused; write the text itself")
+
+    parser.EntityDeclHandler = refuse_entity
+    try:
+        with open_maybe_gzip(path, handler.error, what) as file:
+            while chunk := file.read(_CHUNK):
+                parser.Parse(chunk, False)
+            parser.Parse(b"", True)
+    except expat.ExpatError as problem:
+        message = expat.errors.messages.get(problem.code, str(problem))
+        raise handler.error(
+            f"{path} line {problem.lineno}: malformed XML in the {what} file: {message}"
+        ) from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as problem:
+        raise handler.error(
+            f"the {what} file {path!r} is a broken gzip archive: {problem}"
+        ) from None
+    except OSError as problem:
+        raise handler.error(f"cannot read the {what} file {path!r}: {problem.strerror}") from None
