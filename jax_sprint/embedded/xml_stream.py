@@ -60,21 +60,11 @@ def open_maybe_gzip(path: str, error: type[InputFileError], what: str) -> Binary
         InputFileError: (of the class given) if it cannot be opened.
     """
     try:
-        file = open(path, "rb")
+        with open(path, "rb") as file:
+            zipped = file.read(2) == b"\x1f\x8b"
+        return gzip.open(path, "rb") if zipped else open(path, "rb")  # type: ignore[return-value]
     except OSError as problem:
         raise error(f"cannot read the {what} file {path!r}: {problem.strerror}") from None
-    try:
-        magic = file.read(2)
-        file.seek(0)
-    except OSError as problem:
-        file.close()
-        raise error(f"cannot read the {what} file {path!r}: {problem.strerror}") from None
-    if magic == b"\x1f\x8b":
-        # GzipFile closes what it did not open only if told so.
-        unzipped = gzip.GzipFile(fileobj=file)
-        unzipped.myfileobj = file
-        return unzipped  # type: ignore[return-value]
-    return file
 
 
 def parse_xml(path: str, handler: XmlHandler, what: str) -> None:
