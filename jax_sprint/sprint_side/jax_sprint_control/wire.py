@@ -1,0 +1,206 @@
+"""Messages over two pipes: length, then one pickle, each way (version 1 of the protocol).
+
+Both sides use this module: the parent imports it from the package, the child finds it beside the
+control module inside Sprint's own Python.  So it needs nothing but numpy and Python >= 3.8.
+
+A frame is `struct "<i"` (the length of what follows, > 0) and a pickle of the subset that
+`pickles.py` permits.  Parent to child it holds the tuple `(command, *arguments)`, child to parent
+`("ok", *results)` or `("exception", text)`.
+
+Nothing here blocks for longer than it was told to: the descriptors are non-blocking, every wait is
+a poll with a deadline, and a frame is bounded before memory is taken for it, which then grows only
+with the bytes that really arrive.
+"""
+
+import os
+import select
+import struct
+import time
+
+from .pickles import FormatError, decode, encode
+
+__all__ = [
+    "DEFAULT_MAX_BYTES",
+    "Channel",
+    "FormatError",
+    "PeerClosedError",
+    "WireTimeoutError",
+    "decode",
+    "encode",
+]
+
+DEFAULT_MAX_BYTES = 1 << 30
+_LENGTH = struct.Struct("<i")
+_MAX_LENGTH = (1 << 31) - 1
+_FIRST_PIECE = 1 << 20
+# Linux takes at most 1024 pieces in one writev.
+_MAX_PIECES = 512
+
+
+class PeerClosedError(EOFError):
+    """The other side closed its end, or died.  `clean` says whether that was between frames."""
+
+    def __init__(self, message, clean=False):
+        super(PeerClosedError, self).__init__(message)
+        self.clean = clean
+
+
+class WireTimeoutError(Exception):
+    """The deadline passed.  The stream is unusable afterwards if a frame was cut."""
+
+
+def _deadline(timeout):
+    return None if timeout is None else time.monotonic() + timeout
+
+
+class Channel:
+    """One side's two pipe ends.
+
+    Not thread-safe: one thread at a time sends or receives (a second one may `close`, see there).
+
+    Args:
+        read_fd: descriptor to read from; owned from now on, made non-blocking.
+        write_fd: descriptor to write to; likewise.
+        max_bytes: largest frame that is accepted, in bytes.
+    """
+
+    def __init__(self, read_fd, write_fd, max_bytes=DEFAULT_MAX_BYTES):
+        self.read_fd = read_fd
+        self.write_fd = write_fd
+        self.max_bytes = min(max_bytes, _MAX_LENGTH)
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        for fd in (read_fd, write_fd):
+            os.set_blocking(fd, False)
+
+    @property
+    def closed(self):
+        return self.read_fd is None
+
+    def close(self):
+        """Closes both ends; harmless when repeated."""
+        self.close_write()
+        fd, self.read_fd = self.read_fd, None
+        if fd is not None:
+            os.close(fd)
+
+    def close_write(self):
+        """Closes the writing end only: the peer reads what is there, then sees the end."""
+        fd, self.write_fd = self.write_fd, None
+        if fd is not None:
+            os.close(fd)
+
+    def send(self, message, timeout=None):
+        """Writes one message.
+
+        Args:
+            message: what `pickles.encode` takes, usually a tuple.
+            timeout: seconds for the whole message, None for no limit.
+
+        Raises:
+            FormatError: the message cannot be sent (nothing was written), or is too long.
+            PeerClosedError: nobody reads.
+            WireTimeoutError: the peer did not take it all in time.
+        """
+        pieces = [memoryview(piece).cast("B") for piece in encode(message)]
+        size = sum(len(piece) for piece in pieces)
+        if size > _MAX_LENGTH:
+            raise FormatError("a message of %d bytes is too long for one frame" % size)
+        self._write([memoryview(_LENGTH.pack(size)), *pieces], _deadline(timeout))
+        self.bytes_sent += size + _LENGTH.size
+
+    def receive(self, timeout=None, max_bytes=None):
+        """Reads one message.
+
+        Args:
+            timeout: seconds until the whole message must be there, None for no limit.
+            max_bytes: a tighter bound than the channel's for this one frame.
+
+        Returns:
+            What the peer sent; large arrays are writable views of the received frame.
+
+        Raises:
+            FormatError: it is not a valid frame; the stream is out of step from now on.
+            PeerClosedError: the stream ended; `clean` is True where that was between two frames.
+            WireTimeoutError: it did not come in time.
+        """
+        deadline = _deadline(timeout)
+        head = self._read(_LENGTH.size, deadline, clean=True)
+        (size,) = _LENGTH.unpack(head)
+        limit = self.max_bytes if max_bytes is None else min(max_bytes, self.max_bytes)
+        if size <= 0 or size > limit:
+            raise FormatError(
+                "a frame claims %d bytes; between 1 and %d are accepted (its first bytes: %r)"
+                % (size, limit, bytes(head))
+            )
+        frame = self._read(size, deadline)
+        self.bytes_received += size + _LENGTH.size
+        return decode(frame)
+
+    def poll(self, timeout=0):
+        """Tells whether something can be read: a message, a part of one, or the end.
+
+        Args:
+            timeout: seconds to wait for it; None waits for ever.
+        """
+        return self._wait(self.read_fd, select.POLLIN, _deadline(timeout))
+
+    # ------------------------------------------------------------------------------------ inside
+
+    def _wait(self, fd, events, deadline):
+        if fd is None:
+            raise PeerClosedError("the channel is closed on this side", clean=True)
+        poller = select.poll()
+        poller.register(fd, events)
+        if deadline is None:
+            return bool(poller.poll())
+        # Rounded up: a wait of 0.3 ms must not become a busy loop.
+        left = deadline - time.monotonic()
+        return bool(poller.poll(max(0, int(left * 1000 + 0.999))))
+
+    def _write(self, pieces, deadline):
+        first = 0
+        while first < len(pieces):
+            if self.write_fd is None:
+                raise PeerClosedError("the channel is closed on this side", clean=True)
+            try:
+                written = os.writev(self.write_fd, pieces[first : first + _MAX_PIECES])
+            except BlockingIOError:
+                if not self._wait(self.write_fd, select.POLLOUT, deadline):
+                    raise WireTimeoutError("the peer does not read what was sent") from None
+                continue
+            except BrokenPipeError:
+                raise PeerClosedError("the peer closed the pipe that it should read from") from None
+            while first < len(pieces) and written >= len(pieces[first]):
+                written -= len(pieces[first])
+                first += 1
+            if written:
+                pieces[first] = pieces[first][written:]
+
+    def _read(self, size, deadline, clean=False):
+        buffer = bytearray(min(size, _FIRST_PIECE))
+        have = 0
+        while True:
+            while have < len(buffer):
+                if self.read_fd is None:
+                    raise PeerClosedError("the channel is closed on this side", clean=True)
+                view = memoryview(buffer)[have:]
+                try:
+                    got = os.readv(self.read_fd, [view])
+                except BlockingIOError:
+                    if not self._wait(self.read_fd, select.POLLIN, deadline):
+                        raise WireTimeoutError(
+                            "no (complete) message: %d of %d bytes" % (have, size)
+                        ) from None
+                    continue
+                finally:
+                    view.release()
+                if not got:
+                    raise PeerClosedError(
+                        "the stream ended after %d of %d bytes" % (have, size),
+                        clean=clean and have == 0,
+                    )
+                have += got
+            if have == size:
+                return buffer
+            buffer.extend(bytes(min(size - have, have)))
