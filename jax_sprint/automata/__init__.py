@@ -1,0 +1,5 @@
+"""Weighted automata as data: a padded, batched pytree and its packing on the host."""
+
+from jax_sprint.automata._automata import Automata
+
+__all__ = ["Automata"]

@@ -1,0 +1,348 @@
+"""`Automata`: a batch of weighted automata as one pytree."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_sprint.automata import _packing
+from jax_sprint.automata._validate import check_edge_list
+
+__all__ = ["Automata"]
+
+Array = Any  # numpy until used, jax.Array afterwards, a tracer under a transformation
+
+_LEAVES = (
+    "weights",
+    "edge_from",
+    "edge_to",
+    "edge_emission",
+    "edge_position",
+    "state_ids",
+    "num_states",
+    "start_end",
+    "node_label",
+    "node_final",
+    "node_slot",
+    "slot_label",
+    "in_arc",
+    "in_node",
+    "out_arc",
+    "out_node",
+)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=_LEAVES, meta_fields=("num_labels", "band"))
+@dataclasses.dataclass(frozen=True)
+class Automata:
+    """A batch of weighted finite automata, padded so that ragged batches share few shapes.
+
+    Made by `from_edges`; not to be constructed by hand.  Every leaf leads with the batch axis B, so
+    that one `PartitionSpec("batch")` fits the whole tree.  Leaves are numpy arrays until a
+    computation uses them.  Below, E, S, N, U, K and O are padded sizes (`sizes` tells them).
+
+    Attributes:
+        weights: [B, E] float32, cost of each edge in nats (-log), in the order in which
+            `from_edges` got the edges of that sequence; 0 on padding, where it is ignored.  The one
+            leaf that is learnt, if any: see `with_weights`.
+        edge_from, edge_to: [B, E] int32, states numbered within the sequence; 0 on padding.
+        edge_emission: [B, E] int32, label that the edge emits; 0 on padding.
+        edge_position: [B, E] int32, column of the edge in the list given; -1 on padding.
+        state_ids: [B, S] uint32, the states' numbers in the list given; 0 on padding.
+        num_states: [B] int32.
+        start_end: [B, 2] int32, start and end state, numbered within the sequence.
+        node_label: [B, N] int32, label of each node (state and emission); -1 for the start node
+            and on padding.
+        node_final: [B, N] bool, whether the node's state is the end state.
+        node_slot: [B, N] int32, place of the node's label in `slot_label`; U where there is none.
+        slot_label: [B, U] int32, the distinct labels of the sequence; -1 on padding.
+        in_arc: [B, K, N] int32, edge by which slot k enters the node; -1 where there is none.
+        in_node: [B, K, N] int32, node from which slot k comes; None in a band, where it is v - k.
+        out_arc, out_node: [B, O, N] int32, the same arcs by the node that they leave; None in a
+            band.
+        num_labels: number of labels L that the posteriors must have, or None: not checked.
+        band: width of the band, or 0 where the arcs form none.
+    """
+
+    weights: Array
+    edge_from: Array
+    edge_to: Array
+    edge_emission: Array
+    edge_position: Array
+    state_ids: Array
+    num_states: Array
+    start_end: Array
+    node_label: Array
+    node_final: Array
+    node_slot: Array
+    slot_label: Array
+    in_arc: Array
+    in_node: Array | None
+    out_arc: Array | None
+    out_node: Array | None
+    num_labels: int | None
+    band: int
+
+    @classmethod
+    def from_edges(
+        cls,
+        edges: Any,
+        weights: Any,
+        start_end_states: Any,
+        *,
+        num_labels: int | None = None,
+        pad_to: Mapping[str, int] | Automata | None = None,
+    ) -> Automata:
+        """Packs a batch of automata, as `SprintInstancePool.get_automata_for_batch` returns them.
+
+        Args:
+            edges: [4, E] uint32: from state, to state, emission label, sequence.  States are
+                numbered across the batch, with gaps if need be, and no two sequences share one.
+                Edges of several sequences may be interleaved.
+            weights: [E] float32, cost of each edge in nats; +inf forbids an edge.
+            start_end_states: [2, B] uint32, the start and the end state of each sequence.
+            num_labels: number of labels L of the posteriors; checked here against the emissions,
+                and against the posteriors when a kernel is traced.
+            pad_to: padded sizes by name, as in `sizes`, or an `Automata` whose sizes to take; for
+                where several hosts, or batches, must agree on shapes.  Names left out are bucketed.
+
+        Returns:
+            The batch.
+
+        Raises:
+            ValueError: wrong dtype, rank or length, a sequence or emission index out of range, an
+                end state before its start state, an edge that does not belong to its sequence, a
+                weight that is NaN or -inf, or a size in `pad_to` that is too small or unknown.
+        """
+        edges, weights, states = check_edge_list(edges, weights, start_end_states, num_labels)
+        if isinstance(pad_to, Automata):
+            pad_to = pad_to.sizes
+        sizes = dict(pad_to or {})
+        unknown = sorted(set(sizes) - set(_packing.SIZES))
+        if unknown:
+            raise ValueError(f"pad_to has unknown sizes {unknown}; known: {list(_packing.SIZES)}")
+
+        ids, sequence, from_place, to_place, ends = _packing.group_states(edges, states)
+        num_sequences = states.shape[1]
+        edge_sequence = edges[3].astype(np.int64)
+        position = np.arange(edges.shape[1])
+        if (np.diff(edge_sequence) < 0).any():
+            position = np.argsort(edge_sequence, kind="stable")
+            edge_sequence = edge_sequence[position]
+            from_place, to_place = from_place[position], to_place[position]
+        emission = edges[2, position].astype(np.int64)
+        edge_rank, edge_counts = _packing._ranks(edge_sequence, num_sequences)
+        state_rank, state_counts = _packing._ranks(sequence, num_sequences)
+        tables, band = _packing.node_tables(
+            sequence, from_place, to_place, emission, edge_sequence, edge_rank, ends, sizes
+        )
+
+        most = int(edge_counts.max(initial=0))
+        width = _packing._fix(sizes, "edges", most, _packing.bucket(most))
+        place = edge_sequence * width + edge_rank
+
+        def spread(values: np.ndarray, dtype: type, fill: int = 0) -> np.ndarray:
+            out = np.full(num_sequences * width, fill, dtype)
+            out[place] = values
+            return out.reshape(num_sequences, width)
+
+        most = int(state_counts.max(initial=0))
+        columns = _packing._fix(sizes, "states", most, _packing.bucket(most))
+        state_ids = np.zeros((num_sequences, columns), np.uint32)
+        state_ids[sequence, state_rank] = ids
+        return cls(
+            weights=spread(weights[position], np.float32),
+            edge_from=spread(state_rank[from_place], np.int32),
+            edge_to=spread(state_rank[to_place], np.int32),
+            edge_emission=spread(emission, np.int32),
+            edge_position=spread(position, np.int32, -1),
+            state_ids=state_ids,
+            num_states=state_counts.astype(np.int32),
+            start_end=state_rank[ends].T.astype(np.int32).copy(),
+            num_labels=num_labels,
+            band=band,
+            **tables,
+        )
+
+    def to_edges(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The inverse of `from_edges`.
+
+        Returns:
+            `edges` [4, E] uint32, `weights` [E] float32, `start_end_states` [2, B] uint32: bit for
+            bit what `from_edges` got.  A batch that was made by `index` or `concat` is numbered
+            afresh, as a pool would: edges by sequence, states of a sequence after those of the
+            sequences before it.
+
+        Raises:
+            ValueError: if the leaves are traced.
+        """
+        try:
+            position = np.asarray(self.edge_position)
+        except Exception as error:
+            raise ValueError("to_edges needs concrete leaves; call it outside of jit") from error
+        b, e = np.nonzero(position >= 0)
+        order = np.argsort(position[b, e], kind="stable")
+        b, e = b[order], e[order]
+        ids, ends = np.asarray(self.state_ids), np.asarray(self.start_end)
+        edges = np.stack(
+            [
+                ids[b, np.asarray(self.edge_from)[b, e]],
+                ids[b, np.asarray(self.edge_to)[b, e]],
+                np.asarray(self.edge_emission)[b, e].astype(np.uint32),
+                b.astype(np.uint32),
+            ]
+        )
+        return edges, np.asarray(self.weights)[b, e], np.take_along_axis(ids, ends, axis=1).T.copy()
+
+    @property
+    def batch_size(self) -> int:
+        """Number of sequences B."""
+        return self.weights.shape[0]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The padded sizes by name: what `pad_to` takes."""
+        sizes = {
+            "edges": self.weights.shape[1],
+            "states": self.state_ids.shape[1],
+            "nodes": self.node_label.shape[1],
+            "slots": self.slot_label.shape[1],
+            "band": self.band,
+        }
+        if not self.band:
+            sizes |= {"in_arcs": self.in_arc.shape[1], "out_arcs": self.out_arc.shape[1]}
+        return sizes
+
+    def with_weights(self, weights: Array) -> Automata:
+        """The same automata with other weights, which may be traced: learnable transitions.
+
+        Args:
+            weights: [B, E] like the leaf `weights`, or [E] in the order of the edges given to
+                `from_edges`; float, costs in nats.
+
+        Returns:
+            Automata that share every other leaf.  The loss is differentiable with respect to the
+            weights.
+
+        Raises:
+            ValueError: a shape that is neither.
+        """
+        shape = np.shape(weights)
+        if len(shape) == 1:
+            count = int(np.max(np.asarray(self.edge_position), initial=-1)) + 1
+            if shape[0] != count:
+                raise ValueError(f"weights has {shape[0]} entries, but there are {count} edges")
+            if count == 0:
+                return self
+            position = jnp.asarray(self.edge_position)
+            weights = jnp.asarray(weights)
+            spread = weights.at[jnp.maximum(position, 0)].get(mode="clip")
+            weights = jnp.where(position >= 0, spread, jnp.zeros((), weights.dtype))
+        elif tuple(shape) != tuple(self.weights.shape):
+            raise ValueError(
+                f"weights has shape {tuple(shape)}, but must have {tuple(self.weights.shape)} like "
+                "the leaf, or [E] in edge order"
+            )
+        return dataclasses.replace(self, weights=weights)
+
+    def index(self, which: Any) -> Automata:
+        """Some sequences of the batch, with the padding that they have.
+
+        Args:
+            which: a slice, or indices or a mask of sequences as numpy takes them; an int gives a
+                batch of one.
+
+        Returns:
+            A batch of those.  `automata[which]` is the same.
+        """
+        if isinstance(which, (int, np.integer)):
+            if not -self.batch_size <= which < self.batch_size:
+                raise IndexError(f"sequence {which} of a batch of {self.batch_size}")
+            which = np.array([which])
+        elif isinstance(which, (list, tuple)):
+            which = np.asarray(which, dtype=bool if which and isinstance(which[0], bool) else int)
+        elif isinstance(which, jax.Array):
+            return jax.tree_util.tree_map(lambda leaf: jnp.asarray(leaf)[which], self)
+        picked = jax.tree_util.tree_map(lambda leaf: leaf[which], self)
+        return picked._renumbered()
+
+    def __getitem__(self, which: Any) -> Automata:
+        return self.index(which)
+
+    def __len__(self) -> int:
+        return self.batch_size
+
+    def _renumbered(self) -> Automata:
+        """Numbers edges and states afresh where these leaves are concrete."""
+        if not all(
+            isinstance(leaf, np.ndarray)
+            for leaf in (self.edge_position, self.state_ids, self.num_states)
+        ):
+            return self
+        real = self.edge_position >= 0
+        counts = real.sum(axis=1)
+        first = np.cumsum(counts) - counts
+        position = np.where(real, np.arange(real.shape[1]) + first[:, None], -1).astype(np.int32)
+        offset = np.cumsum(self.num_states) - self.num_states
+        column = np.arange(self.state_ids.shape[1])
+        ids = np.where(
+            column < self.num_states[:, None], column + offset[:, None].astype(np.int64), 0
+        ).astype(np.uint32)
+        return dataclasses.replace(self, edge_position=position, state_ids=ids)
+
+    @classmethod
+    def concat(
+        cls, batches: Iterable[Automata], *, pad_to: Mapping[str, int] | Automata | None = None
+    ) -> Automata:
+        """One batch after another.
+
+        Args:
+            batches: at least one; their `num_labels` must agree.
+            pad_to: as in `from_edges`.
+
+        Returns:
+            A batch of all sequences, packed anew.  Traced or learnt weights are kept.
+
+        Raises:
+            ValueError: no batch, or different `num_labels`.
+        """
+        batches = list(batches)
+        if not batches:
+            raise ValueError("concat needs at least one batch of automata")
+        labels = {batch.num_labels for batch in batches}
+        if len(labels) > 1:
+            raise ValueError(f"concat of automata with different num_labels: {labels}")
+        edges, states, sequences, state_offset = [], [], 0, 0
+        plain = [
+            dataclasses.replace(batch, weights=np.zeros(batch.weights.shape, np.float32))[:]
+            for batch in batches
+        ]
+        for batch in plain:
+            part, _, part_states = batch.to_edges()
+            shift = np.array([[state_offset], [state_offset], [0], [sequences]], np.uint32)
+            edges.append(part + shift)
+            states.append(part_states + np.uint32(state_offset))
+            sequences += batch.batch_size
+            state_offset += int(np.sum(batch.num_states))
+        joined = np.concatenate(edges, axis=1)
+        packed = cls.from_edges(
+            joined,
+            np.zeros(joined.shape[1], np.float32),
+            np.concatenate(states, axis=1),
+            num_labels=labels.pop(),
+            pad_to=pad_to,
+        )
+        width = packed.weights.shape[1]
+        concrete = all(isinstance(batch.weights, np.ndarray) for batch in batches)
+        xp = np if concrete else jnp
+        rows = []
+        for batch in batches:
+            leaf = batch.weights[:, :width]
+            rows.append(xp.pad(leaf, ((0, 0), (0, width - leaf.shape[1]))))
+        return dataclasses.replace(packed, weights=xp.concatenate(rows, axis=0))
