@@ -15,6 +15,8 @@ calls use numpy alone: touching jax there can deadlock.
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -105,6 +107,41 @@ class _HostCall:
             log_posteriors, seq_lengths, tags
         )
         return np.asarray(loss, np.float32), np.asarray(error_signal, np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class _InPieces:
+    """`_HostCall` for log-posteriors that arrive in pieces; see `_copies_may_starve`."""
+
+    host_call: _HostCall
+    shape: tuple[int, ...]
+
+    def __call__(self, seq_lengths: Any, tags: Any, *pieces: Any) -> tuple[np.ndarray, np.ndarray]:
+        log_posteriors = np.empty(math.prod(self.shape), np.float32)
+        start = 0
+        for piece in map(np.asarray, pieces):
+            log_posteriors[start : start + piece.size] = piece
+            start += piece.size
+        return self.host_call(log_posteriors.reshape(self.shape), seq_lengths, tags)
+
+
+# Elements of float32: XLA's CPU client copies up to 100 KiB on the calling thread.
+_INLINE_SIZE = 24_000
+
+
+def _copies_may_starve() -> bool:
+    """Whether reading a large argument on the host can hang for ever.
+
+    Up to jax 0.11 a callback's arguments larger than 100 KiB are copied by a task of the CPU
+    client's thread pool.  That pool has one thread per core or device, whichever are more, and a
+    program with a callback occupies one per device: where no thread is left, on a single core or
+    with forced host devices, reading the argument waits for a copy that never starts.  Smaller
+    arguments are copied at once.
+    """
+    if jax.default_backend() != "cpu" or jax.__version_info__ >= (0, 12):
+        return False
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return jax.local_device_count() >= (cores or 1)
 
 
 def _resolve(sprint: Any) -> SprintInstancePool:
@@ -212,7 +249,16 @@ def _ask_in_program(host_call: _HostCall) -> Any:
             jax.ShapeDtypeStruct((steps, batch, labels), jnp.float32),
         )
         axes = _varying(log_posteriors)
-        loss, error_signal = jax.pure_callback(host_call, result, log_posteriors, seq_lengths, tags)
+        if _copies_may_starve():
+            flat = log_posteriors.reshape(-1)
+            pieces = [flat[i : i + _INLINE_SIZE] for i in range(0, flat.size, _INLINE_SIZE)]
+            loss, error_signal = jax.pure_callback(
+                _InPieces(host_call, log_posteriors.shape), result, seq_lengths, tags, *pieces
+            )
+        else:
+            loss, error_signal = jax.pure_callback(
+                host_call, result, log_posteriors, seq_lengths, tags
+            )
         return _vary(loss, axes), _vary(error_signal, axes)
 
     @ask.def_vmap

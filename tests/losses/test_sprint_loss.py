@@ -6,6 +6,10 @@ is the JAX side alone; `test_routes_agree.py` asks real Sprint subprocesses.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import textwrap
 import threading
 
 import jax
@@ -95,7 +99,7 @@ def test_value_and_gradient_eager_and_jitted(pool, scores):
     for run in (step, jax.jit(step)):
         value, got = run(jnp.asarray(scores), jnp.asarray(LENGTHS), tags)
         finite = np.where(np.isfinite(loss), loss * weight, 0).sum()
-        np.testing.assert_allclose(value, finite, rtol=1e-6)
+        np.testing.assert_allclose(value, finite, rtol=1e-4)
         np.testing.assert_allclose(got, gradient, rtol=1e-6)
     assert pool.seen_types == {np.ndarray}, "the host side must see numpy alone"
 
@@ -309,8 +313,60 @@ def test_a_closed_pool_opens_again_without_a_new_trace(pool, scores):
     pool.close()
     with pytest.raises(SprintClosedError, match="init"):
         sprint_loss(scores, LENGTHS, TAGS, sprint=pool)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="SprintClosedError"):
+    # JAX passes on the message, not the type: JaxRuntimeError, or ValueError from jax 0.12 on.
+    with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match="SprintClosedError"):
         jax.block_until_ready(step(jnp.asarray(scores)))
     pool.init()
     np.testing.assert_array_equal(step(jnp.asarray(scores)), want)
     assert step._cache_size() == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system cannot bind to a core")
+def test_one_core_does_not_hang():
+    """With one core the CPU client has one thread, which runs the program and so the callback."""
+    program = """
+        import os
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        import jax, jax.numpy as jnp, numpy as np
+        import jax_sprint
+
+        class Pool(jax_sprint.SprintInstancePool):
+            def get_batch_loss_and_error_signal(self, log_posteriors, seq_lengths, tags):
+                return log_posteriors.sum((0, 2)), np.ones_like(log_posteriors)
+
+        with Pool(jax_sprint.SprintOptions()) as pool:
+            tags = jax_sprint.encode_tags(["a", "b"])
+            lengths = np.array([300, 300], np.int32)
+            step = jax.jit(lambda x: jax_sprint.sprint_loss(x * 2, lengths, tags, sprint=pool))
+            for _ in range(4):  # the argument is still being computed when the program starts
+                print(float(step(jnp.ones((300, 2, 500)) + 1.0)[0]))
+    """
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["600000.0"] * 4
+
+
+def test_automatic_sharding_gathers_the_batch(pool):
+    """Outside shard_map the callback gets the whole batch, computed inside the program."""
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    values = np.random.default_rng(2).normal(size=(200, 8, 256)).astype(np.float32)
+    lengths = np.full(8, 200, np.int32)
+    tags = encode_tags(["t"] * 8)
+    arguments = [
+        jax.device_put(a, jax.NamedSharding(mesh, spec))
+        for a, spec in ((values, P(None, "data")), (lengths, P("data")), (tags, P("data")))
+    ]
+    step = jax.jit(
+        jax.value_and_grad(lambda s, n, t: jnp.sum(sprint_loss(s * 2.0, n, t, sprint=pool)))
+    )
+    total, gradient = jax.block_until_ready(step(*arguments))
+    np.testing.assert_allclose(total, 2 * np.square(values, dtype=np.float64).sum(), rtol=1e-5)
+    np.testing.assert_allclose(gradient, 4 * values, rtol=1e-6)
+    assert pool.calls == [(200, 8, 256)]
