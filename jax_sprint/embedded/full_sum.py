@@ -153,45 +153,58 @@ def _arc_table(
     return table, weights, extra_target
 
 
-def full_sum(graph: NodeGraph, scores: np.ndarray) -> tuple[float, np.ndarray]:
+def full_sum(
+    graph: NodeGraph,
+    log_posteriors: np.ndarray,
+    *,
+    am_scale: float = 1.0,
+    offset: np.ndarray | None = None,
+) -> tuple[float, np.ndarray]:
     """Sums over all paths of exactly T arcs from the start to the end.
 
     Args:
-        graph: compiled automaton.
-        scores: [T, L] float, natural-log scores of the labels; -inf allowed.
+        graph: compiled automaton, with U labels.
+        log_posteriors: [T, L] float, natural logarithms; -inf allowed.
+        am_scale: what they are multiplied by.
+        offset: [L] float64, subtracted afterwards, or None.
 
     Returns:
-        ``(loss, occupancy)``: -log of the sum, and the posterior probability [T, L] float64 of
-        each label in each frame, which sums to 1 in every frame.  Without any path the loss is
-        +inf and the occupancy 0.  If a score that the automaton can use is NaN or +inf, all of
-        both is NaN.
+        ``(loss, occupancy)``: -log of the sum, and the posterior probability [T, U] float64 of
+        each of `graph.labels` in each frame, which sums to 1 in every frame.  Without any path
+        the loss is +inf and the occupancy 0.  If a score that the automaton can use is NaN or
+        +inf, all of both is NaN.
 
     Raises:
-        ValueError: the automaton uses a label that `scores` lacks.
+        ValueError: the automaton uses a label that there is no log-posterior of.
     """
-    frames, width = scores.shape
-    occupancy = np.zeros((frames, width))
-    if graph.labels.size and graph.labels[-1] >= width:
+    frames, width = log_posteriors.shape
+    labels = graph.labels
+    occupancy = np.zeros((frames, len(labels)))
+    if labels.size and labels[-1] >= width:
         raise ValueError(
-            f"the automaton emits label {graph.labels[-1]}, but the scores have only {width} "
+            f"the automaton emits label {labels[-1]}, but the posteriors have only {width} "
             "labels; do lexicon, state tying and the model's output agree?"
         )
     if not frames:
         return (0.0 if graph.no_frames else np.inf), occupancy
-    if not graph.labels.size:
+    if not labels.size:
         return np.inf, occupancy
-    used = np.asarray(scores, dtype=np.float64)[:, graph.labels]
-    if np.isnan(used).any() or np.isposinf(used).any():
+    used = log_posteriors[:, labels].astype(np.float64)
+    with np.errstate(invalid="ignore"):  # 0 times -inf is NaN, and that is the answer
+        if am_scale != 1.0:
+            used *= am_scale
+        if offset is not None:
+            used -= offset[labels]
+    peak = used.max(axis=1, keepdims=True)  # NaN where there is one
+    if not (peak < np.inf).all():
         return np.nan, np.full_like(occupancy, np.nan)
-    peak = used.max(axis=1, keepdims=True)
     if np.isneginf(peak).any():
         return np.inf, occupancy
     used -= peak
     np.maximum(used, _NOTHING, out=used)
-    log_sum, by_label = _recursion(graph, used)
+    log_sum, occupancy = _recursion(graph, used)
     if log_sum < 0.5 * _NOTHING:
-        return np.inf, occupancy
-    occupancy[:, graph.labels] = by_label
+        return np.inf, np.zeros_like(occupancy)
     return float(-(log_sum + peak.sum())), occupancy
 
 
