@@ -17,7 +17,7 @@ __all__ = ["ArcClass", "hmm", "hmm_triple"]
 
 
 class ArcClass(enum.IntEnum):
-    """What an arc of `hmm` does, and in which kind of state: an index into a vector of 8 TDPs."""
+    """What an arc of `hmm` pays for, and in what kind of state: an index into a vector of TDPs."""
 
     SPEECH_LOOP = 0
     SPEECH_FORWARD = 1
@@ -88,35 +88,36 @@ def hmm(
 ) -> Automata | tuple[Automata, np.ndarray]:
     """Builds the left-to-right HMM of each utterance, given as words of tied HMM states.
 
-    An arc emits the label of the state that it *leaves* and carries the penalty of that state's
-    transition; so each frame pays exactly one penalty, and each arc has exactly one class.  Drawn
-    for one word of three states ``a b c``; every loop costs `loop`, and E is the end state::
+    An arc emits the label of the state that it *enters*.  Each frame pays exactly one penalty, and
+    each arc has exactly one class: a word (or silence) pays its `exit` once, and that is written
+    on the arc that enters it, since every other arc has a penalty of its own already.  Drawn for
+    one word of three states ``a b c``; every loop costs `loop`::
 
-            a/loop        b/loop        c/loop
-             .-.           .-.           .-.
-             v |  a/fwd    v |  b/fwd    v |  c/exit
-        ->    0 ----------> 1 ----------> 2 ----------> E
-              |                           ^
-              '--------- a/skip ----------'
+                           a             b             c
+                          .-.           .-.           .-.
+                 a/exit    v |  b/fwd    v |  c/fwd    v |
+        ->    0 ----------> 1 ----------> 2 ----------> 3 ->
+                            |                           ^
+                            '--------- c/skip ----------'
 
-    The arcs that leave a word, drawn for the words ``.. c`` and ``d ..`` with optional silence
-    ``s`` between them; the same silence may stand before the first and after the last word::
+    Between the words ``.. c`` and ``d ..`` there may be silence ``s``, and likewise before the
+    first and after the last word::
 
-                          s/sil-loop
-                             .-.
-                c/exit       v |  s/sil-exit
-            c ------------->  s ------------> d
-            |                                 ^
-            '------------- c/exit ------------'
+                                s/sil-loop
+                                   .-.
+                s/sil-exit         v |         d/exit
+            c --------------------> s ---------------------> d
+            |                                                ^
+            '---------------------- d/exit -----------------'
 
-    Where silence may come first, there are two states to begin with; they are joined to one start
-    state that has a copy of the arcs leaving either, and that no arc enters, so that no path is
-    counted twice.
+    Where silence may come last, a path may end in it or in the last word.  Then there is one end
+    state more, which no arc leaves, and each arc into those two states is there a second time with
+    the end state as its target: of a path's arcs only the last can be such a copy, so that no path
+    is counted twice.  Otherwise the last state is the end state and keeps its loop.
 
-    The path weights are those of RASR up to where a penalty is noted: RASR writes the transition
-    from one state to the next on the arc that *enters* the next state (free for the first), and
-    its exit comes on top of forward within an utterance and alone at the end.  With RASR's default
-    forward of 0 for speech, `exit` is the same number in both.
+    Apart from where penalties are noted these are RASR's path weights, with one difference: RASR
+    charges forward and exit between two words, but only the exit after the last word; here it is
+    `exit` in both places.  With RASR's default of 0 for forward it comes to the same for speech.
 
     Args:
         state_sequences: a list of B utterances.  An utterance is a list of words, each a list of
@@ -127,7 +128,7 @@ def hmm(
         loop: cost (negative natural-log probability) of staying in a state for one more frame.
         forward: cost of going on to the next state of the word.
         skip: cost of jumping over one state; jumps stay within a word.
-        exit: cost of leaving a word's last state, for silence, the next word or the end.
+        exit: cost of leaving a word from its last state, for silence, the next word or the end.
         silence: label of the optional silence before, between and after words, or a list of labels
             for a silence of several states; None: no silence.
         silence_loop: as `loop`, in silence.
@@ -143,10 +144,10 @@ def hmm(
         utterance of N states has no path of fewer than N frames; the loss is +inf there.  With
         silence, an utterance without words is silence alone.
 
-        With `return_arc_classes` a pair: the automata, and an int32 array in the shape of
-        `automata.weights` that holds `ArcClass` values (0 in padding, where weights are not used),
-        such that `penalties[arc_classes]` of a vector `penalties` `[8] float32` can be handed to
-        `automata.with_weights`.
+        With `return_arc_classes` a pair: the automata, and `[B, E] int32`, in the shape of
+        `automata.weights`, the `ArcClass` of each arc (0 in padding, where weights do not count);
+        so `automata.with_weights(penalties[arc_classes])` takes its weights from a vector
+        `penalties` `[8] float32`.
 
     Raises:
         TypeError: labels that are no integers, or traced.
@@ -178,8 +179,7 @@ def hmm(
     placed = to_automata(
         triple._replace(weights=classes.astype(np.float32)), num_labels=num_labels, pad_to=pad_to
     )
-    values = np.asarray(placed.weights)
-    return automata, np.where(np.isfinite(values), values, 0).astype(np.int32)
+    return automata, np.asarray(placed.weights).astype(np.int32)
 
 
 def hmm_triple(
@@ -213,61 +213,50 @@ def hmm_triple(
     units = read_words(state_sequences, state_lengths, silence, num_labels)
 
     batch, n_units = units.batch, units.sizes.size
+    u = np.arange(n_units)
     first = starts(units.sizes)
     last = first + units.sizes - 1
     same = np.zeros(n_units + 2, bool)  # unit u + 1 belongs to the sequence of unit u
     same[: max(n_units - 1, 0)] = units.sequence[1:] == units.sequence[:-1]
-    optional = np.concatenate([units.optional, [False, False]])
-    u = np.arange(n_units)
     # Optional units never stand side by side, so at most one is passed over.
-    over = same[u] & optional[u + 1]
-
-    of_node = np.repeat(u, units.sizes)
-    left = units.sizes[of_node] - 1 - (np.arange(of_node.size) - first[of_node])
-    node = np.arange(of_node.size)
-    head = np.flatnonzero(np.r_[True, ~same[: n_units - 1]]) if n_units else u
-    doubled = optional[head] & same[head]  # of each sequence: two units may come first
-
-    # Every arc as (node left, node entered or -1 for the end, ArcClass of speech).
-    far = u[over & same[u + 1]]
-    near = u[same[u]]
+    over = same[u] & np.append(units.optional, False)[u + 1]
+    head = u[~np.append(False, same)[u]]
+    passed = head[units.optional[head] & same[head]]
     ending = u[~same[u] | (over & ~same[u + 1])]
+    near, far = u[same[u]], u[over & same[u + 1]]
+
+    node = np.arange(int(units.sizes.sum()))
+    of_node = np.repeat(u, units.sizes)
+    left = last[of_node] - node
+    # Every arc as (node left or -1 for the start, node entered, its class in speech).
     moves = [
         (node, node, ArcClass.SPEECH_LOOP),
         (node[left >= 1], node[left >= 1] + 1, ArcClass.SPEECH_FORWARD),
         (node[left >= 2], node[left >= 2] + 2, ArcClass.SPEECH_SKIP),
         (last[near], first[near + 1], ArcClass.SPEECH_EXIT),
         (last[far], first[far + 2], ArcClass.SPEECH_EXIT),
-        (last[ending], np.full(ending.size, -1), ArcClass.SPEECH_EXIT),
+        (np.full(head.size, -1), first[head], ArcClass.SPEECH_EXIT),
+        (np.full(passed.size, -1), first[passed + 1], ArcClass.SPEECH_EXIT),
     ]
 
-    nodes_per = np.bincount(units.sequence[of_node], minlength=batch)
-    sizes = nodes_per + 1 + doubled
+    sequence = units.sequence[of_node]
+    nodes_per = np.bincount(sequence, minlength=batch)
+    doubled = np.bincount(units.sequence[ending], minlength=batch) > 1
+    sizes = 1 + nodes_per + doubled
     start = starts(sizes)
     end = start + sizes - 1
-    state = node - starts(nodes_per)[units.sequence[of_node]]
-    state += (start + doubled)[units.sequence[of_node]]
-    begins = np.zeros(n_units, bool)
-    begins[head[doubled]] = True
-    begins[head[doubled] + 1] = True
-    initial = np.zeros(node.size, bool)
-    initial[first[begins]] = True
+    state = start[sequence] + 1 + node - starts(nodes_per)[sequence]
+    copied = np.zeros(node.size, bool)
+    copied[last[ending]] = doubled[units.sequence[ending]]
 
     arcs = ArcList()
     for source, target, kind in moves:
-        tag = kind + 4 * units.silent[of_node[source]]
+        tag = kind + 4 * units.silent[of_node[target]]
         keep = costs[tag] < np.inf
         source, target, tag = source[keep], target[keep], tag[keep]
-        sequence = units.sequence[of_node[source]]
-        to = np.where(target < 0, end[sequence], state[target])
-        label = units.labels[source]
-        for where, come_from in (
-            (np.ones(source.size, bool), state[source]),
-            (initial[source], start[sequence]),
-        ):
-            for ends in (False, True):
-                w = where & ((target < 0) == ends)
-                arcs.add(
-                    sequence[w], come_from[w], to[w], label[w], costs[tag[w]], tag=tag[w], ends=ends
-                )
+        b, label, weight = sequence[target], units.labels[target], costs[tag]
+        come_from = np.where(source < 0, start[b], state[source])
+        arcs.add(b, come_from, state[target], label, weight, tag=tag)
+        w = copied[target]
+        arcs.add(b[w], come_from[w], end[b[w]], label[w], weight[w], tag=tag[w], ends=True)
     return arcs.build(start, end)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jax_sprint.topologies._common import ArcList, Labels, Triple, ragged, to_automata
+from jax_sprint.topologies._common import ArcList, Labels, Triple, ragged, starts, to_automata
 from jax_sprint.topologies._ngram_model import NgramModel, estimate, reachable
 from jax_sprint.topologies._spelling import Spelling, read_vocabulary, spell
 
@@ -41,24 +41,27 @@ def ngram(
 ) -> Automata:
     """Builds a denominator: an n-gram model over labels, spelled out in frames.
 
-    Drawn for a bigram over the labels ``a`` and ``b`` with the CTC topology; ``[a]`` is the state
-    of being in the label a, ``(a)`` that of being in blanks after it, and ``(-)`` in blanks before
-    the first label.  Every state but the start also leads to the one end state, E::
+    Drawn around the label ``a`` of a bigram with the CTC topology: ``[a]`` is the state of being in
+    the label a, ``(a)`` that of being in blanks after it, and ``b`` stands for every other label::
 
-            .-.        P(a|begin)        .-.
-        -> (-) ----------------------->  [a] <---------------.
-            |                             |                   |
-            | P(b|begin)        P(b|a)    |   -               | P(a|a), P(a|b)
-            |          .------------------+-------> (a) ------'
-            v          v         P(b|a)               |
-           [b] <--------------------------------------'       and so on from [b], by symmetry
+                   a
+                  .-.
+                   v |    b: P(b|a)
+        ... ----> [a] ----------------------> [b] ----> ...
+                  ^ |                          ^
+        a: P(a|a) | | -                        | b: P(b|a)
+                  | v                          |
+                  (a) -------------------------'
+                  ^ |
+                  '-'
+                   -
 
-    An arc emits the label of the state that it leaves: ``[a] -> [b]`` emits a and costs
-    -log P(b|a), ``[a] -> (a)`` emits a and costs nothing, ``(a) -> [b]`` emits the blank and costs
-    -log P(b|a), ``[a] -> E`` emits a and costs -log P(end|a).  As in CTC, equal labels have a
-    blank between them.  There are no epsilon arcs: back-off is spelled out, every arc has its
-    whole probability.  The possible first states are joined to one start state that has a copy of
-    the arcs leaving each of them.
+    An arc emits the label of the state that it *enters*: ``[a] -> [b]`` and ``(a) -> [b]`` emit b
+    and cost -log P(b|a), ``[a] -> (a)`` emits the blank and costs nothing.  As in CTC, equal
+    labels have a blank between them.  The start is like ``(a)``, after the begin mark.  A sequence may end in every state from which the model can
+    end: the arcs into such a state are there a second time, into the one end state, which no arc
+    leaves, and cost -log P(end|a) more.  There are no epsilon arcs: back-off is spelled out, every
+    arc has its whole probability.
 
     With the topologies ``"ctc"``, ``"rna"`` and ``"once"`` every frame label string has exactly
     one path, whose weight is -log P of the label sequence that the string spells.
@@ -212,94 +215,90 @@ def _check_estimation(
 
 
 def _compose(model: NgramModel, spelling: Spelling) -> Triple:
-    """Replaces each label of the model by its chain; an arc emits the label of the node it leaves.
+    """Replaces each label of the model by its chain; an arc emits the label of the node it enters.
 
     A node of a chain belongs to a pair (state that the label led to, label), a filler node to a
-    state.
+    state.  As in `hmm`, exit penalties are paid on entering.
     """
     costs, has_filler = spelling.costs, spelling.filler is not None
-    n_histories = model.final.size
-    n_words = spelling.words.size
+    n_histories, n_words = model.final.size, spelling.words.size
     word = np.searchsorted(spelling.words, model.label)
     pairs, pair_of_arc = np.unique(model.target * n_words + word, return_inverse=True)
     pair_of_arc = pair_of_arc.reshape(-1)
     pair_state, pair_word = pairs // n_words, pairs % n_words
 
+    # Nodes: the start, the fillers, the chains; then the end.
     n_fillers = n_histories if has_filler else 0
     sizes = spelling.sizes[pair_word]
-    first = n_fillers + np.cumsum(sizes) - sizes
+    first = 1 + n_fillers + starts(sizes)
     last = first + sizes - 1
-    n_nodes = n_fillers + int(sizes.sum())
-    offset = np.arange(n_nodes - n_fillers) - np.repeat(first - n_fillers, sizes)
-    left = np.repeat(sizes, sizes) - 1 - offset
-    chain_start = (np.cumsum(spelling.sizes) - spelling.sizes)[pair_word]
-    emission = np.concatenate(
-        [
-            np.full(n_fillers, spelling.filler if has_filler else 0, np.int64),
-            spelling.emissions[np.repeat(chain_start, sizes) + offset],
-        ]
-    )
+    node = np.arange(1 + n_fillers, 1 + n_fillers + int(sizes.sum()))
+    left = np.repeat(last, sizes) - node
+    chain = np.repeat(starts(spelling.sizes)[pair_word] + sizes - 1, sizes) - left
+    end = 1 + n_fillers + node.size
+    # The label of each node, and what it costs to end there.
+    emission = np.zeros(end, np.int64)
+    emission[node] = spelling.emissions[chain]
+    final = np.full(end, np.inf)
+    final[last] = model.final[pair_state]
 
-    # All pairs joined with the arcs that leave their state.
-    by_source = np.argsort(model.source, kind="stable")
-    begin = np.searchsorted(model.source[by_source], np.arange(n_histories + 1))
-    width = begin[pair_state + 1] - begin[pair_state]
-    pair = np.repeat(np.arange(pairs.size), width)
-    within = np.arange(pair.size) - np.repeat(np.cumsum(width) - width, width)
-    arc = by_source[np.repeat(begin[pair_state], width) + within]
+    pair, arc = _continuations(model, pair_state)
     if spelling.separate:
         apart = pair_word[pair] != word[arc]
         pair, arc = pair[apart], arc[apart]
-
-    node = np.arange(n_fillers, n_nodes)
-    end = n_nodes
+    onward, skipped = node[left >= 1], node[left >= 2]
+    begin = np.flatnonzero(model.source == 0)
     moves = [
-        (node, node, np.full(node.size, costs["loop"])),
-        (node[left >= 1], node[left >= 1] + 1, np.full(int((left >= 1).sum()), costs["forward"])),
-        (node[left >= 2], node[left >= 2] + 2, np.full(int((left >= 2).sum()), costs["skip"])),
+        (node, node, costs["loop"]),
+        (onward, onward + 1, costs["forward"]),
+        (skipped, skipped + 2, costs["skip"]),
         (last[pair], first[pair_of_arc[arc]], costs["exit"] + model.cost[arc]),
-        (last, np.full(last.size, end), costs["exit"] + model.final[pair_state]),
+        (
+            np.zeros(begin.size, np.int64),
+            first[pair_of_arc[begin]],
+            costs["exit"] + model.cost[begin],
+        ),
     ]
     if has_filler:
-        filler = np.arange(n_fillers)
+        filler = np.arange(1, 1 + n_fillers)
+        emission[filler] = spelling.filler
+        final[filler] = model.final
         moves += [
-            (last, pair_state, np.full(last.size, costs["exit"])),
-            (filler, filler, np.full(n_fillers, costs["silence_loop"])),
-            (model.source, first[pair_of_arc], costs["silence_exit"] + model.cost),
-            (filler, np.full(n_fillers, end), costs["silence_exit"] + model.final),
+            (last, filler[pair_state], costs["silence_exit"]),
+            (filler, filler, costs["silence_loop"]),
+            (filler[model.source], first[pair_of_arc], costs["exit"] + model.cost),
+            (np.zeros(1, np.int64), filler[:1], costs["silence_exit"]),
         ]
-    source, target, weight = (np.concatenate([m[i] for m in moves]) for i in range(3))
+    source, target = (np.concatenate([m[i] for m in moves]) for i in range(2))
+    weight = np.concatenate([np.broadcast_to(m[2], m[0].shape) for m in moves])
     possible = weight < np.inf
     source, target, weight = source[possible], target[possible], weight[possible]
 
-    # The start has a copy of the arcs that leave the nodes where a path may begin.
-    entry = np.full(n_nodes, np.inf)
-    from_start = model.source == 0
-    entry[first[pair_of_arc[from_start]]] = model.cost[from_start]
-    if has_filler:
-        entry[0] = 0.0
-    copied = entry[source] < np.inf
-    start = n_nodes + 1
-    label = np.concatenate([emission[source], emission[source[copied]]])
-    weight = np.concatenate([weight, (weight + entry[source])[copied]])
-    source = np.concatenate([source, np.full(int(copied.sum()), start)])
-    target = np.concatenate([target, target[copied]])
-
-    kept = reachable(source, target, np.asarray([start]), n_nodes + 2)
-    kept[end] = True
-    number = np.cumsum(kept)  # the start, last so far, becomes 0
-    number[start] = 0
-    number[end] = int(kept.sum()) - 1
-    arcs = ArcList()
+    kept = np.append(reachable(source, target, np.zeros(1, np.int64), end), True)
+    number = np.cumsum(kept) - 1
     alive = kept[source]
-    for ends in (False, True):
-        w = alive & ((target == end) == ends)
-        arcs.add(
-            np.zeros(int(w.sum()), np.int64),
-            number[source[w]],
-            number[target[w]],
-            label[w],
-            weight[w],
-            ends=ends,
-        )
-    return arcs.build(np.zeros(1, np.int64), number[end : end + 1])[0]
+    source, target, weight = source[alive], target[alive], weight[alive]
+    closing = final[target] < np.inf
+    arcs = ArcList()
+    arcs.add(
+        np.zeros(source.size, np.int64), number[source], number[target], emission[target], weight
+    )
+    arcs.add(
+        np.zeros(int(closing.sum()), np.int64),
+        number[source[closing]],
+        np.full(int(closing.sum()), number[end]),
+        emission[target[closing]],
+        weight[closing] + final[target[closing]],
+        ends=True,
+    )
+    return arcs.build(np.zeros(1, np.int64), number[end:])[0]
+
+
+def _continuations(model: NgramModel, state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Joins states with the model's arcs that leave them: (index into `state`, arc) pairs."""
+    by_source = np.argsort(model.source, kind="stable")
+    begin = np.searchsorted(model.source[by_source], np.arange(model.final.size + 1))
+    width = begin[state + 1] - begin[state]
+    index = np.repeat(np.arange(state.size), width)
+    within = np.arange(index.size) - np.repeat(starts(width), width)
+    return index, by_source[np.repeat(begin[state], width) + within]
