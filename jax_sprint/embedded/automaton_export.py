@@ -1,0 +1,136 @@
+"""From a graph of labels to the arrays that RASR exports.
+
+Facts from RASR's sources (`Nn::AllophoneStateFsaExporter`): states are sorted topologically, the
+smallest of those that have no way in left first; arcs by the distance of their states, then target,
+then source; neighbouring arcs with the same states and emission are merged by adding their
+probabilities; arcs of infinite cost are left out.  There is one final state, the last one: unless
+the only final state came last before the sorting and ends for free, a new state is made, and every
+arc into a final state is repeated into the new one, with the cost of ending added.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from jax_sprint.embedded.epsilon_removal import depth_first
+from jax_sprint.embedded.errors import AutomatonError
+from jax_sprint.embedded.std_sort import unstable_order
+from jax_sprint.embedded.time_distortion import LabelGraph
+from jax_sprint.embedded.transition_model import FORBIDDEN
+
+__all__ = ["Automaton", "export"]
+
+
+@dataclass(frozen=True)
+class Automaton:
+    """What the callback's ``export_allophone_state_fsa_by_...`` returns.
+
+    Attributes:
+        num_states: the start is state 0, the only final state is ``num_states - 1``.
+        edges: [3, E] uint32: from, to, emission.
+        weights: [E] float32, -log, natural logarithm.
+    """
+
+    num_states: int
+    edges: np.ndarray
+    weights: np.ndarray
+
+    @property
+    def num_edges(self) -> int:
+        """Number of arcs."""
+        return self.edges.shape[1]
+
+
+def export(graph: LabelGraph, emission: Callable[[int], int]) -> Automaton:
+    """Exports a graph without epsilons.
+
+    Args:
+        graph: state 0 is the start.
+        emission: the emission of a label.
+
+    Raises:
+        AutomatonError: no path, or a cycle of more than one state.
+    """
+    order, arcs = depth_first(graph)
+    number = {state: n for n, state in enumerate(order)}
+    labels = {label: emission(label) for label in {a[0] for here in arcs for a in here}}
+    rows = [
+        (source, number[target], labels[label], cost)
+        for source, here in enumerate(arcs)
+        for label, target, cost in here
+        if cost < FORBIDDEN * (1 - 1e-9)
+    ]
+    finals = {number[s]: cost for s, cost in graph.finals.items() if s in number}
+    if not rows or not finals:
+        raise AutomatonError(
+            "the automaton is empty: no sequence of allophone states is possible for this "
+            "orthography with these penalties"
+        )
+    columns = np.array([row[:3] for row in rows], dtype=np.int64).T
+    weights = np.array([row[3] for row in rows], dtype=np.float64)
+    source, target, emissions = columns
+    rank = _topological(source, target, len(order))
+    source, target = rank[source], rank[target]
+    source, target, emissions, weights = _sorted(source, target, emissions, weights)
+    states = len(order)
+    final_costs = {int(rank[state]): cost for state, cost in finals.items()}
+    if final_costs != {int(rank[-1]): 0.0}:
+        picked = np.nonzero(np.isin(target, list(final_costs)))[0]
+        more = np.array([final_costs[int(t)] for t in target[picked]], dtype=np.float64)
+        source = np.concatenate([source, source[picked]])
+        target = np.concatenate([target, np.full(len(picked), states)])
+        emissions = np.concatenate([emissions, emissions[picked]])
+        weights = np.concatenate([weights, weights[picked] + more])
+        states += 1
+    edges = np.stack([source, target, emissions]).astype(np.uint32)
+    return Automaton(states, edges, weights.astype(np.float32))
+
+
+def _topological(source: np.ndarray, target: np.ndarray, states: int) -> np.ndarray:
+    """New numbers of the states, such that no arc leads backwards."""
+    if (source <= target).all():
+        return np.arange(states)
+    real = source != target
+    followers: list[list[int]] = [[] for _ in range(states)]
+    incoming = [0] * states
+    for a, b in zip(source[real].tolist(), target[real].tolist(), strict=True):
+        followers[a].append(b)
+        incoming[b] += 1
+    ready = [state for state in range(states) if incoming[state] == 0]
+    rank = np.full(states, -1)
+    count = 0
+    while ready:
+        state = heapq.heappop(ready)
+        rank[state] = count
+        count += 1
+        for follower in followers[state]:
+            incoming[follower] -= 1
+            if incoming[follower] == 0:
+                heapq.heappush(ready, follower)
+    if count < states:
+        raise AutomatonError(
+            "the automaton has a cycle of several states, so it cannot be exported; a lemma other "
+            "than the special lemma 'silence' with an empty orthography makes one: remove its "
+            "empty <orth>, or set allow-for-silence-repetitions = no if silence has several states"
+        )
+    return rank
+
+
+def _sorted(source, target, emissions, weights):
+    """Sorts arcs as RASR does, and merges the equal ones that are neighbours then."""
+    order = np.lexsort((source, target, target - source))
+    s, t = source[order], target[order]
+    if ((s[1:] == s[:-1]) & (t[1:] == t[:-1])).any():
+        # The order of arcs between the same two states now matters: for what is merged below.
+        keys = ((target - source) << 42) + (target << 21) + source
+        order = np.array(unstable_order(keys.tolist()))
+        s, t = source[order], target[order]
+    e, w = emissions[order], weights[order]
+    new = np.concatenate([[True], (s[1:] != s[:-1]) | (t[1:] != t[:-1]) | (e[1:] != e[:-1])])
+    if not new.all():
+        w = -np.logaddexp.reduceat(-w, np.nonzero(new)[0])
+    return s[new], t[new], e[new], w

@@ -1,0 +1,233 @@
+"""Adds loops, skips and their penalties to a graph of allophone states.
+
+The result's states remember the allophone state that was heard last, because that is what a loop
+repeats.  A state that forgot it is called discharged.
+
+Facts from RASR's sources (`Am::TransitionModel::apply`), all of which can be seen in its automata:
+
+* in front of a word the set ``entry-m1`` is in force: the legacy applicator charges its forward
+  penalty on entering and its skip penalty on skipping; the corrected one charges nothing at the
+  very start, and later the forward penalty of what was heard before the boundary;
+* leaving a word costs exit, on the arc with the boundary mark; a boundary cannot be skipped, nor
+  can what stands right in front of it;
+* where several ways come together and part again, the state is discharged first: forward is
+  charged there, and by the corrected applicator once more on the next arc;
+* a skip goes through an intermediate state, or straight on where only one arc follows that begins
+  no word;
+* states are found last in, first out, and the corrected applicator keeps for each the context of
+  the arc that found it first.
+"""
+
+from __future__ import annotations
+
+from jax_sprint.embedded.allophones import WORD_END
+from jax_sprint.embedded.fsa import EPSILON, Arc, Fsa, coaccessible
+from jax_sprint.embedded.transition_model import (
+    ENTRY,
+    FORBIDDEN,
+    NO_PENALTIES,
+    TransitionModel,
+    is_forbidden,
+)
+
+__all__ = ["LabelArc", "LabelGraph", "apply_time_distortion"]
+
+LabelArc = tuple[int, int, float]
+"""Label (`EPSILON` where nothing is heard), target state, cost."""
+
+
+class LabelGraph:
+    """An acceptor of labels of allophone states; state 0 is the start.
+
+    Attributes:
+        arcs: per state; None where a state was trimmed away.
+        finals: cost of ending, by state.
+    """
+
+    __slots__ = ("arcs", "finals")
+
+    def __init__(self, arcs: list[list[LabelArc] | None], finals: dict[int, float]) -> None:
+        self.arcs = arcs
+        self.finals = finals
+
+    @classmethod
+    def from_fsa(cls, fsa: Fsa) -> LabelGraph:
+        """What a transducer reads, word boundaries left out."""
+        arcs: list[list[LabelArc] | None] = []
+        for here in fsa.arcs:
+            if here is None:
+                arcs.append(None)
+                continue
+            arcs.append([(EPSILON if a[1] == WORD_END else a[1], a[0], a[3]) for a in here])
+        return cls(arcs, fsa.finals)
+
+
+_LOOP, _FORWARD, _SKIP, _EXIT, _FINAL = 1, 2, 4, 8, 16
+_WORD_START = _FORWARD | _SKIP | _EXIT | _FINAL
+_HEARD = _WORD_START | _LOOP
+
+
+class _Degrees:
+    """How many arcs of which kind a state has, as far as it matters: none, one, many."""
+
+    __slots__ = ("can_jump", "dead_end", "discharges")
+
+    def __init__(self, arcs: list[list[Arc] | None]) -> None:
+        incoming = [0] * len(arcs)
+        for here in arcs:
+            for target, label, _, _ in here or ():
+                if label != EPSILON and label != WORD_END:
+                    incoming[target] += 1
+        self.dead_end: list[bool] = []
+        self.can_jump: list[bool] = []
+        self.discharges: list[bool] = []
+        for state, here in enumerate(arcs):
+            if here is not None and len(here) == 1:
+                label = here[0][1]
+                ends = label == WORD_END
+                self.dead_end.append(ends)
+                self.can_jump.append(label >= 0 and not ends)
+                self.discharges.append(False)
+                continue
+            ends = epsilons = emitting = 0
+            for _, label, _, _ in here or ():
+                if label == EPSILON:
+                    epsilons += 1
+                elif label == WORD_END:
+                    ends += 1
+                else:
+                    emitting += 1
+            self.dead_end.append(emitting + epsilons == 0)
+            self.can_jump.append(False)
+            self.discharges.append(incoming[state] > 1 and (emitting > 1 or ends > 1))
+
+
+def apply_time_distortion(model: Fsa, transitions: TransitionModel) -> LabelGraph:
+    """Adds loops, skips and penalties.
+
+    Args:
+        model: a graph of allophone states without loops, word boundaries marked `WORD_END`.
+        transitions: the penalties, and which applicator is to be followed.
+
+    Returns:
+        A trimmed graph with epsilons.
+    """
+    return _Applicator(model, transitions).apply()
+
+
+class _Applicator:
+    def __init__(self, model: Fsa, transitions: TransitionModel) -> None:
+        self._model = model
+        self._transitions = transitions
+        self._arcs: list[list[LabelArc] | None] = []
+        self._finals: dict[int, float] = {}
+        # Per state: what is allowed, what was heard, set of penalties, state of the model, and
+        # (corrected applicator) what was heard before.
+        self._records: list[tuple[int, int, int, int, int]] = []
+        self._numbers: dict[tuple[int, int, int, int], int] = {}
+        self._stack: list[int] = []
+
+    def _number(self, allowed: int, heard: int, penalties: int, right: int, context: int) -> int:
+        key = (allowed, heard, penalties, right)
+        number = self._numbers.get(key)
+        if number is None:
+            number = self._numbers[key] = len(self._arcs)
+            self._arcs.append([])
+            self._records.append((allowed, heard, penalties, right, context))
+            self._stack.append(number)
+            if allowed & _FINAL and right in self._model.finals:
+                self._finals[number] = self._model.finals[right]
+        return number
+
+    def _entering_costs(self, record: tuple[int, int, int, int, int]) -> tuple[float, float]:
+        """Costs of forward and of skip from a state."""
+        _, heard, penalties, _, context = record
+        transitions = self._transitions
+        if not transitions.corrected or heard != EPSILON:
+            chosen = transitions.penalties(penalties)
+            return chosen.forward, chosen.skip
+        allowed = record[0]
+        skip = 0.0
+        if allowed & _SKIP:
+            skip = transitions.penalties(transitions.type_of(context)).skip
+        if context == EPSILON:
+            return 0.0, skip
+        return transitions.penalties(transitions.type_of(context)).forward, skip
+
+    def apply(self) -> LabelGraph:
+        model = self._model.arcs
+        degrees = _Degrees(model)
+        transitions = self._transitions
+        number, type_of = self._number, transitions.type_of
+        number(_WORD_START, EPSILON, ENTRY, 0, EPSILON)
+        while self._stack:
+            state = self._stack.pop()
+            record = self._records[state]
+            allowed, heard, penalties, right, _ = record
+            result: list[LabelArc] = self._arcs[state]  # type: ignore[assignment]
+            if heard != EPSILON:
+                chosen = transitions.penalties(penalties)
+                result.append((heard, state, chosen.loop))
+                if degrees.discharges[right]:
+                    self._discharge(record, result, chosen.forward)
+                    continue
+                forward, skip = chosen.forward, chosen.skip
+            else:
+                forward, skip = self._entering_costs(record)
+            may_skip = allowed & _SKIP and not is_forbidden(skip)
+            for arc in model[right]:  # type: ignore[union-attr]
+                target, label, _, cost = arc
+                if label == WORD_END:
+                    if allowed & _EXIT:
+                        leave = transitions.penalties(penalties).exit
+                        new = number(_WORD_START, EPSILON, ENTRY, target, heard)
+                        result.append((EPSILON, new, cost + leave))
+                elif label == EPSILON:
+                    new = number(allowed & ~_LOOP, EPSILON, penalties, target, heard)
+                    result.append((EPSILON, new, cost))
+                else:
+                    if allowed & _FORWARD:
+                        new = number(_HEARD, label, type_of(label), target, heard)
+                        result.append((label, new, cost + forward))
+                    if may_skip and not degrees.dead_end[target]:
+                        self._skip(heard, target, cost + skip, degrees, result)
+        return self._finished()
+
+    def _discharge(self, record, result: list[LabelArc], forward: float) -> None:
+        _, heard, penalties, right, _ = record
+        new = self._number(_FORWARD, EPSILON, NO_PENALTIES, right, heard)
+        result.append((EPSILON, new, forward))
+        new = self._number(_SKIP | _EXIT, EPSILON, penalties, right, heard)
+        result.append((EPSILON, new, 0.0))
+
+    def _skip(self, heard: int, target: int, cost: float, degrees, result: list[LabelArc]) -> None:
+        if degrees.can_jump[target]:
+            beyond, label, output, more = self._model.arcs[target][0]  # type: ignore[index]
+            if output == EPSILON:
+                kind = self._transitions.type_of(label)
+                new = self._number(_HEARD, label, kind, beyond, heard)
+                result.append((label, new, cost + more))
+                return
+        new = self._number(_FORWARD, EPSILON, NO_PENALTIES, target, heard)
+        result.append((EPSILON, new, cost))
+
+    def _finished(self) -> LabelGraph:
+        arcs = self._arcs
+        # RASR overlooks the state that was made last.
+        for state in range(len(arcs) - 1):
+            here = arcs[state]
+            if here and any(_is_exactly_forbidden(arc[2]) for arc in here):
+                arcs[state] = [arc for arc in here if not _is_exactly_forbidden(arc[2])]
+        alive = coaccessible([[arc[1] for arc in here or ()] for here in arcs], self._finals)
+        if not alive[0]:
+            return LabelGraph([], {})
+        if not all(alive):
+            for state, here in enumerate(arcs):
+                arcs[state] = [arc for arc in here or () if alive[arc[1]]] if alive[state] else None
+        return LabelGraph(arcs, self._finals)
+
+
+def _is_exactly_forbidden(cost: float) -> bool:
+    # In single precision nothing that one would add to the largest number changes it; twice that
+    # number is infinity, which RASR lets pass here.
+    return abs(cost) >= FORBIDDEN * (1 - 1e-9) and abs(cost) < FORBIDDEN * 1.5
