@@ -72,12 +72,12 @@ class NodeGraph:
             ValueError: a state number out of range.
         """
         edges = np.asarray(edges, dtype=np.int64).reshape(3, -1)
-        cost = np.asarray(weights, dtype=np.float64) * scale if scale else np.zeros(edges.shape[1])
+        cost = np.asarray(weights, dtype=np.float64)
         if edges.size and (edges[:2].max() >= num_states or edges.min() < 0):
             raise ValueError(f"an edge leads to a state outside 0..{num_states - 1}")
         kept = cost < np.inf
         from_state, to_state, emission = edges[:, kept]
-        log_weight = -cost[kept]
+        log_weight = -scale * cost[kept]
         labels, label_index = np.unique(emission, return_inverse=True)
         nodes, node_of_arc = np.unique(label_index * num_states + to_state, return_inverse=True)
         node_label, node_state = nodes // num_states, nodes % num_states
