@@ -27,6 +27,7 @@ class SprintError(Exception):
     """Base class of everything that goes wrong between us and Sprint.
 
     Attributes:
+        message: what happened, without the particulars below.
         segment: full name of the segment that was asked for, or None where none was.
         exit_status: what `subprocess.Popen.returncode` held (negative: killed by that signal), or
             None while the child lives or where there is no child.
@@ -41,6 +42,7 @@ class SprintError(Exception):
         exit_status: int | None = None,
         stderr_tail: str = "",
     ) -> None:
+        self.message = message
         self.segment = segment
         self.exit_status = exit_status
         self.stderr_tail = stderr_tail
@@ -53,6 +55,22 @@ class SprintError(Exception):
             indented = "\n".join("    " + line for line in stderr_tail.rstrip().splitlines())
             parts.append(f"its last lines on stderr:\n{indented}")
         super().__init__("\n  ".join(parts))
+
+    def extended(self, text: str = "", *, segment: str | None = None) -> SprintError:
+        """The same error with something added to its message, and itself as the cause.
+
+        Args:
+            text: what to add.
+            segment: the segment, where the error does not know it yet.
+        """
+        error = type(self)(
+            f"{self.message} {text}".rstrip(),
+            segment=self.segment if segment is None else segment,
+            exit_status=self.exit_status,
+            stderr_tail=self.stderr_tail,
+        )
+        error.__cause__ = self
+        return error
 
 
 class SprintStartError(SprintError):

@@ -1,0 +1,16 @@
+"""The host's side of the conversation with Sprint; numpy and the standard library only."""
+
+from jax_sprint.bridge.instance import SprintSubprocessInstance
+from jax_sprint.bridge.options import SprintOptions
+from jax_sprint.bridge.pool import SprintInstancePool
+from jax_sprint.bridge.reader import ReaderThread
+from jax_sprint.bridge.tags import decode_tags, encode_tags
+
+__all__ = [
+    "ReaderThread",
+    "SprintInstancePool",
+    "SprintOptions",
+    "SprintSubprocessInstance",
+    "decode_tags",
+    "encode_tags",
+]

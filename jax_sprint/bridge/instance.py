@@ -1,0 +1,365 @@
+"""Talking to one Sprint process: handshake, requests, replies."""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from typing import Any, NoReturn
+
+import numpy as np
+
+from jax_sprint.bridge import replies
+from jax_sprint.bridge.options import OptionsLike, SprintOptions
+from jax_sprint.bridge.process import ChildProcess
+from jax_sprint.errors import (
+    SprintClosedError,
+    SprintCrashError,
+    SprintError,
+    SprintProtocolError,
+    SprintRequestError,
+    SprintStartError,
+    SprintTimeoutError,
+)
+from jax_sprint.sprint_side.jax_sprint_control.wire import (
+    FormatError,
+    PeerClosedError,
+    WireTimeoutError,
+)
+
+__all__ = ["SprintSubprocessInstance"]
+
+PROTOCOL_VERSION = 1
+# After its pipe has ended, the process should soon be gone as well, and have an exit status.
+_DEATH_PATIENCE = 2.0
+
+
+class SprintSubprocessInstance:
+    """One Sprint process and the conversation with it.
+
+    Requests go one at a time: send, optionally ask whether an answer is there, read.  Whatever goes
+    wrong apart from an answer "I cannot" ends the process, because nobody could tell any more which
+    answer belongs to which request; `init` starts a new one.
+
+    Not for several threads at once; `SprintInstancePool` is.
+
+    Args:
+        options: what to start; also the ancestor's dict.
+        start: False leaves starting the child to `init`.
+
+    Raises:
+        SprintStartError: the executable cannot be started, or dies before it answers the handshake.
+        SprintTimeoutError: it does not answer the handshake within `start_timeout`.
+        SprintProtocolError: it answers something else than the handshake.
+        ValueError: the options are not usable.
+    """
+
+    # A pool ends its instances itself, each in the thread that uses it.
+    _end_at_exit = True
+
+    def __init__(self, options: OptionsLike, *, start: bool = True) -> None:
+        self.options = SprintOptions.coerce(options)
+        self._child: ChildProcess | None = None
+        self._finalizer: weakref.finalize | None = None
+        self._segment: str | None = None
+        self._shape: tuple[int, int] | None = None
+        self._deadline = 0.0
+        if start:
+            self.init()
+
+    # --------------------------------------------------------------------------------- life time
+
+    def init(self) -> None:
+        """Starts the child; ends the previous one first if there is one."""
+        self._check_process()
+        self.exit_handler()
+        child = ChildProcess(self.options)
+        self._child = child
+        self._finalizer = weakref.finalize(self, child.stop)
+        self._finalizer.atexit = self._end_at_exit
+        self._deadline = time.monotonic() + self.options.start_timeout
+        try:
+            self._handshake(child)
+        except BaseException:
+            self._drop(child)
+            raise
+
+    def exit_handler(self) -> None:
+        """Ends the child: politely, after `exit_timeout` by force.  Harmless when repeated."""
+        child, self._child = self._child, None
+        self._segment = self._shape = None
+        if child is not None:
+            child.stop()
+            self._forget()
+
+    def kill(self) -> None:
+        """Kills the child; the only method that another thread may call.
+
+        Whoever waits for its answer gets a `SprintCrashError`.
+        """
+        child = self._child
+        if child is not None:
+            child.kill()
+
+    def __enter__(self) -> SprintSubprocessInstance:
+        if self._child is None:
+            self.init()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.exit_handler()
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id, None while there is none."""
+        return None if self._child is None else self._child.pid
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether there is a child to send requests to, as far as we know."""
+        return self._child is not None
+
+    @property
+    def is_calculating(self) -> bool:
+        """Whether a request was sent whose answer was not read yet."""
+        return self._segment is not None
+
+    # ---------------------------------------------------------------------------------- requests
+
+    def get_loss_and_error_signal__send(
+        self, seg_name: str, seg_len: int, log_posteriors: np.ndarray
+    ) -> None:
+        """Sends one segment's posteriors.
+
+        Args:
+            seg_name: the full segment name, ``corpus/recording/segment``.
+            seg_len: T, the number of frames, at least 1.
+            log_posteriors: [T, L] floating point (sent as float32), natural-log probabilities.
+
+        Raises:
+            ValueError: an argument is not as described; nothing was sent.
+            SprintError: see the class; a `SprintClosedError` if the child is gone already.
+        """
+        replies.check_request(seg_name, seg_len, log_posteriors)
+        with np.errstate(over="ignore"):
+            posteriors = np.asarray(log_posteriors, dtype=np.float32)
+        self._send(seg_name, ("get_loss_and_error_signal", str(seg_name), int(seg_len), posteriors))
+        self._shape = posteriors.shape
+
+    def get_loss_and_error_signal__have_data(self) -> bool:
+        """Whether reading would find something at once: an answer, or the end of the child."""
+        child = self._pending()
+        return child.channel.poll(0)
+
+    def get_loss_and_error_signal__read(self) -> tuple[str, float, np.ndarray]:
+        """Waits for the answer to the request that was sent.
+
+        Returns:
+            The segment's name; the loss, which may be +inf (no path, or skipped) or NaN; and the
+            error signal [T, L] float32.  Where the loss is not finite the error signal is zero.
+
+        Raises:
+            SprintRequestError: Sprint cannot compute this one; the next request may be sent.
+            SprintTimeoutError: no complete answer within `request_timeout`.
+            SprintCrashError: the child died.
+            SprintProtocolError: the answer is not what it should be.
+        """
+        self._pending()
+        segment, shape = self._segment, self._shape
+        assert segment is not None
+        assert shape is not None
+        # Twice the data: also a float64 error signal is accepted.
+        result = self._read(replies.SLACK_BYTES + 8 * shape[0] * shape[1])
+        try:
+            loss, error_signal = replies.parse_loss(result, shape)
+        except FormatError as error:
+            self._fail(SprintProtocolError, str(error), segment)
+        return segment, loss, error_signal
+
+    def export_allophone_state_fsa_by_segment_name(
+        self, segment_name: str
+    ) -> tuple[int, int, np.ndarray, np.ndarray]:
+        """Asks for the automaton of all state sequences that the segment's transcription permits.
+
+        Args:
+            segment_name: the full segment name.
+
+        Returns:
+            The number of states (the first is the start, the last the end); the number of edges E;
+            edges [3, E] uint32: from, to, emission index; weights [E] float32: costs, -log.
+
+        Raises:
+            SprintError: as `get_loss_and_error_signal__read`.
+        """
+        replies.check_name(segment_name)
+        self._send(segment_name, ("export_allophone_state_fsa_by_segment_name", str(segment_name)))
+        result = self._read(None)
+        try:
+            return replies.parse_automaton(result)
+        except FormatError as error:
+            self._fail(SprintProtocolError, str(error), str(segment_name))
+
+    # ------------------------------------------------------------------------------------ inside
+
+    def _handshake(self, child: ChildProcess) -> None:
+        try:
+            child.channel.send(("init", "SprintSubprocessInstance", PROTOCOL_VERSION), self._left())
+            answer = child.channel.receive(self._left(), replies.SLACK_BYTES)
+        except PeerClosedError:
+            what = "ended" if child.wait(_DEATH_PATIENCE) else "closed its pipe"
+            child.finish()
+            if what != "ended":
+                child.exit_status = None  # our own doing
+            raise child.error(
+                SprintStartError,
+                f"Sprint {what} before it answered the handshake: {child.command[0]}",
+                None,
+            ) from None
+        except WireTimeoutError:
+            child.finish()
+            child.exit_status = None  # our own doing
+            raise child.error(
+                SprintTimeoutError,
+                f"Sprint did not answer the handshake within start_timeout = "
+                f"{self.options.start_timeout} s; does it load the control module "
+                "(--*.pymod-name), and does its configuration run it?",
+                None,
+            ) from None
+        except FormatError as error:
+            self._fail(SprintProtocolError, f"no valid answer to the handshake: {error}", None)
+        problem = replies.check_handshake(answer, PROTOCOL_VERSION)
+        if problem:
+            self._fail(SprintProtocolError, problem, None)
+
+    def _send(self, segment: str, message: tuple) -> None:
+        self._check_process()
+        child = self._child
+        if child is None:
+            raise SprintClosedError(
+                "this Sprint has no child process (it was ended, or failed earlier); init() starts "
+                "a new one",
+                segment=segment,
+            )
+        if self._segment is not None:
+            raise SprintError(
+                f"the answer for {self._segment!r} was not read yet; read it before the next "
+                "request",
+                segment=segment,
+            )
+        self._deadline = time.monotonic() + self.options.request_timeout
+        try:
+            if child.channel.poll(0):
+                self._unexpected(child, segment)
+            child.channel.send(message, self._left())
+        except (PeerClosedError, WireTimeoutError) as error:
+            self._broken(error, segment)
+        except BaseException:
+            # Also a KeyboardInterrupt: half a message may be on its way.
+            self._drop(child)
+            raise
+        self._segment = segment
+
+    def _unexpected(self, child: ChildProcess, segment: str) -> NoReturn:
+        """Something can be read though nothing was asked: the end, or an answer to nothing."""
+        try:
+            child.channel.receive(0.0, replies.SLACK_BYTES)
+        except PeerClosedError as error:
+            self._broken(error, segment)
+        except (WireTimeoutError, FormatError) as error:
+            self._fail(SprintProtocolError, f"Sprint sent something unasked: {error}", segment)
+        self._fail(SprintProtocolError, "Sprint sent an answer that nobody asked for", segment)
+
+    def _read(self, max_bytes: int | None) -> tuple:
+        child = self._pending()
+        segment = self._segment
+        assert segment is not None
+        try:
+            answer = child.channel.receive(self._left(), max_bytes)
+        except (PeerClosedError, WireTimeoutError) as error:
+            self._broken(error, segment)
+        except FormatError as error:
+            self._fail(
+                SprintProtocolError, f"Sprint's answer is no valid message: {error}", segment
+            )
+        except BaseException:
+            self._drop(child)
+            raise
+        self._segment = None
+        status, values = replies.split(answer)
+        if status == "ok":
+            return values
+        if status == "exception":
+            raise SprintRequestError(
+                f"Sprint cannot serve {segment!r}: {replies.reason(values)}", segment=segment
+            )
+        self._fail(
+            SprintProtocolError,
+            f"Sprint's answer is neither ok nor exception, but {replies.describe(answer)}",
+            segment,
+        )
+
+    def _broken(self, error: Exception, segment: str) -> NoReturn:
+        """The pipe ended or the deadline passed: find out what became of the child, and raise."""
+        child = self._child
+        assert child is not None
+        if isinstance(error, PeerClosedError):
+            if child.wait(_DEATH_PATIENCE):
+                self._fail(SprintCrashError, f"Sprint died ({error})", segment, by_us=False)
+            self._fail(
+                SprintCrashError,
+                f"Sprint closed its pipe, though it was running ({error})",
+                segment,
+            )
+        self._fail(
+            SprintTimeoutError,
+            f"Sprint, pid {child.pid}, gave no complete answer within request_timeout = "
+            f"{self.options.request_timeout} s ({error}); it was killed",
+            segment,
+        )
+
+    def _fail(
+        self, kind: type[SprintError], message: str, segment: str | None, by_us: bool = True
+    ) -> NoReturn:
+        """Ends the child and raises with what it left behind."""
+        child = self._child
+        assert child is not None
+        if by_us and child.wait(0):
+            by_us = False
+        self._drop(child)
+        if by_us:
+            child.exit_status = None
+        raise child.error(kind, message, segment) from None
+
+    def _drop(self, child: ChildProcess) -> None:
+        child.finish()
+        self._child = None
+        self._segment = self._shape = None
+        self._forget()
+
+    def _forget(self) -> None:
+        finalizer, self._finalizer = self._finalizer, None
+        if finalizer is not None:
+            finalizer.detach()
+
+    def _pending(self) -> ChildProcess:
+        self._check_process()
+        if self._child is None:
+            raise SprintClosedError("this Sprint has no child process; init() starts a new one")
+        if self._segment is None:
+            raise SprintError("no request was sent whose answer could be read; send one first")
+        return self._child
+
+    def _left(self) -> float:
+        return max(0.0, self._deadline - time.monotonic())
+
+    def _check_process(self) -> None:
+        child = self._child
+        if child is not None and child.owner_pid != os.getpid():
+            raise SprintError(
+                f"this Sprint was started by process {child.owner_pid}, but this is process "
+                f"{os.getpid()}, made by os.fork; start one here, or use multiprocessing's spawn"
+            )
+
+    def __repr__(self) -> str:
+        state: Any = "no child" if self._child is None else f"pid {self._child.pid}"
+        return f"<{type(self).__name__} {state}>"
