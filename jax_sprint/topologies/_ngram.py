@@ -57,11 +57,11 @@ def ngram(
                    -
 
     An arc emits the label of the state that it *enters*: ``[a] -> [b]`` and ``(a) -> [b]`` emit b
-    and cost -log P(b|a), ``[a] -> (a)`` emits the blank and costs nothing.  As in CTC, equal
-    labels have a blank between them.  The start is like ``(a)``, after the begin mark.  A sequence may end in every state from which the model can
-    end: the arcs into such a state are there a second time, into the one end state, which no arc
-    leaves, and cost -log P(end|a) more.  There are no epsilon arcs: back-off is spelled out, every
-    arc has its whole probability.
+    and cost -log P(b|a), ``[a] -> (a)`` emits the blank and costs nothing. As in CTC, equal labels
+    have a blank between them. The start is like ``(a)``, after the begin mark. A sequence may end
+    in every state from which the model can end: the arcs into such a state are there a second time,
+    into the one end state, which no arc leaves, and cost -log P(end|a) more. There are no epsilon
+    arcs: back-off is spelled out, every arc has its whole probability.
 
     With the topologies ``"ctc"``, ``"rna"`` and ``"once"`` every frame label string has exactly
     one path, whose weight is -log P of the label sequence that the string spells.
