@@ -20,7 +20,7 @@ Parameters of its own, beyond RASR's:
   --*.training-criterion=full-sum|cross-entropy|none    what calculate_criterion computes
   --*.criterion.am-scale=1 --*.criterion.tdp-scale=1    scales of the full sum
   --*.criterion.prior-scale=0 --*.criterion.prior-file=FILE
-  --*.load-at-start=yes                                 read all files before anything else
+  --*.load-at-start=auto|yes|no                         read corpus and lexicon at once
   --*.report-unused=yes                                 list options that nothing asked for
 
 Exit status: 0 when the control module is done, 1 for every error (one line on standard error).

@@ -95,11 +95,20 @@ class SprintCallback:
             self._criterion = Criterion.from_configuration(self._config)
         return self._criterion
 
+    def file_components(self) -> tuple[Configuration, Configuration]:
+        """The components whose ``file`` names the corpus and the lexicon."""
+        return self._config.select("corpus"), self._exporter.lexicon_config
+
     def load(self) -> None:
-        """Reads everything that the configuration names, so that mistakes show at once."""
-        if self._config.select("corpus").has("file"):
+        """Reads everything that the configuration names, so that mistakes show at once.
+
+        Raises:
+            EmbeddedError: a file is missing or wrong, a parameter makes no sense.
+        """
+        corpus, lexicon = self.file_components()
+        if corpus.get_path("file"):
             _ = self.corpus
-        if self._config.select("alignment-fsa-exporter.model-combination.lexicon").has("file"):
+        if lexicon.get_path("file"):
             _ = self._exporter.builder
         _ = self.criterion
 

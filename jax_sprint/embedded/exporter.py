@@ -36,12 +36,17 @@ class AutomatonExporter:
         self._builder: AllophoneStateGraphBuilder | None = None
 
     @property
+    def lexicon_config(self) -> Configuration:
+        """The component that names the lexicon."""
+        return self._config.select("model-combination.lexicon")
+
+    @property
     def builder(self) -> AllophoneStateGraphBuilder:
         """The graph builder; the first call reads the lexicon."""
         if self._builder is None:
             from jax_sprint.embedded.graph_builder import AllophoneStateGraphBuilder
 
-            lexicon = Lexicon.from_configuration(self._config.select("model-combination.lexicon"))
+            lexicon = Lexicon.from_configuration(self.lexicon_config)
             self._builder = AllophoneStateGraphBuilder(self._config, lexicon)
         return self._builder
 

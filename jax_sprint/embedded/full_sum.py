@@ -222,10 +222,13 @@ def _recursion(graph: NodeGraph, scores: np.ndarray) -> tuple[float, np.ndarray]
     frames, count = len(scores), len(graph.node_label)
     # Row t: forward of frame t without its score, and backward of frame T-1-t without its score.
     table = np.empty((frames, 2 * count))
-    current = table[0] = graph.start
+    table[0] = graph.start
+    current = np.empty(2 * count)
     arcs = np.empty(graph.source.shape)
     columns = np.empty(graph.source.shape[1])
-    further = len(graph.extra_target)
+    peak = np.empty_like(columns)
+    first_columns, first_peak = columns[: 2 * count], peak[: 2 * count]
+    further, further_peak = columns[2 * count :], peak[2 * count :]
     for block in range(0, frames, _BLOCK):
         end = min(block + _BLOCK, frames)
         nodes = _node_scores(graph, scores, block, end)
@@ -234,17 +237,16 @@ def _recursion(graph: NodeGraph, scores: np.ndarray) -> tuple[float, np.ndarray]
             if frame:
                 current.take(graph.source, None, arcs, "clip")
                 np.add(arcs, graph.log_weight, out=arcs)
-                peak = np.maximum.reduce(arcs, axis=0)
+                np.maximum.reduce(arcs, axis=0, out=peak)
                 np.subtract(arcs, peak, out=arcs)
                 np.maximum(arcs, _FLOOR, out=arcs)
                 np.exp(arcs, out=arcs)
                 np.add.reduce(arcs, axis=0, out=columns)
                 np.log(columns, out=columns)
-                np.add(columns, peak, out=columns)
-                row[:] = columns[: 2 * count]
-                if further:
-                    np.logaddexp.at(row, graph.extra_target, columns[2 * count :])
-            current = row + nodes[frame - block]
+                np.add(first_columns, first_peak, out=row)
+                if len(further):
+                    np.logaddexp.at(row, graph.extra_target, further + further_peak)
+            np.add(row, nodes[frame - block], out=current)
     log_sum = np.logaddexp.reduce(current[:count] + graph.start[count:])
     by_label = np.empty_like(scores)
     for block in range(0, frames, _BLOCK):

@@ -14,8 +14,9 @@ Parameters of the application, named as RASR's:
                                  ``-with-segment-info``: ask ``getSegmentList`` for the order
                                  (``iterate-corpus`` only)
 ``report-unused``                ours: list resources that nothing asked for, on standard error
-``load-at-start``                ours: read corpus and lexicon before the control module is
-                                 called instead of at first use, so that mistakes show at once
+``load-at-start``                ours: ``yes``: read corpus and lexicon before the control module
+                                 is called, so that mistakes show at once; ``no``: at first use,
+                                 as RASR does; ``auto`` (default): yes if both are small files
 ===============================  ==================================================================
 
 The criterion is described in `jax_sprint.embedded.criterion`.
@@ -24,6 +25,7 @@ The criterion is described in `jax_sprint.embedded.criterion`.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Iterator
 from types import ModuleType
@@ -35,6 +37,10 @@ from jax_sprint.embedded.corpus import Segment
 from jax_sprint.embedded.errors import ConfigurationError, EmbeddedError
 
 __all__ = ["ControlModuleError", "Host"]
+
+
+# Bytes that are read in about a tenth of a second.
+_SMALL = 1 << 20
 
 
 class ControlModuleError(EmbeddedError):
@@ -87,8 +93,7 @@ class Host:
             raise ControlModuleError(
                 f"the control module {module.__name__!r} ({module.__file__}) has no function 'init'"
             )
-        if config.get_bool("load-at-start", False):
-            self.callback.load()
+        self._load_files()
         control = init(
             name="Sprint.PythonControl",
             sprint_unit="NnTrainer.pythonControl",
@@ -121,6 +126,22 @@ class Host:
                 f"cannot import the control module {name!r}{where}: {error} "
                 f"(parameters {config.full_name(path_name)} and {config.full_name(module_name)})"
             ) from error
+
+    def _load_files(self) -> None:
+        when = self.config.get_choice("load-at-start", ["yes", "no", "auto"], "auto")
+        files = [
+            component.get_path("file")
+            for component in self.callback.file_components()
+            if component.get_path("file")
+        ]
+        if when == "auto":
+            try:
+                size = sum(os.stat(file).st_size for file in files)
+            except OSError:
+                size = 0  # loading it says better what is wrong
+            when = "yes" if size <= _SMALL else "no"
+        if when == "yes":
+            self.callback.load()
 
     # -- iterate-corpus -------------------------------------------------------------------------
 
