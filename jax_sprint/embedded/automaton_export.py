@@ -13,16 +13,19 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
+from typing import Protocol
 
 import numpy as np
 
-from jax_sprint.embedded.epsilon_removal import depth_first
 from jax_sprint.embedded.errors import AutomatonError
 from jax_sprint.embedded.std_sort import unstable_order
-from jax_sprint.embedded.time_distortion import LabelGraph
+from jax_sprint.embedded.time_distortion import LabelArc
 from jax_sprint.embedded.transition_model import FORBIDDEN
 
 __all__ = ["Automaton", "export"]
+
+_LABEL_AND_TARGET = itemgetter(0, 1)
 
 
 @dataclass(frozen=True)
@@ -45,42 +48,36 @@ class Automaton:
         return self.edges.shape[1]
 
 
-def export(graph: LabelGraph, emission: Callable[[int], int]) -> Automaton:
+class _Graph(Protocol):
+    """A graph without epsilons; state 0 is the start."""
+
+    def state(self, state: int) -> tuple[list[LabelArc], float | None]:
+        """Arcs and final cost of a state."""
+
+
+def export(graph: _Graph, emission: Callable[[int], int]) -> Automaton:
     """Exports a graph without epsilons.
 
     Args:
-        graph: state 0 is the start.
+        graph: only what can be reached from its start is exported.
         emission: the emission of a label.
 
     Raises:
         AutomatonError: no path, or a cycle of more than one state.
     """
-    order, arcs = depth_first(graph)
-    number = {state: n for n, state in enumerate(order)}
-    labels = {label: emission(label) for label in {a[0] for here in arcs for a in here}}
-    rows = [
-        (source, number[target], labels[label], cost)
-        for source, here in enumerate(arcs)
-        for label, target, cost in here
-        if cost < FORBIDDEN * (1 - 1e-9)
-    ]
-    finals = {number[s]: cost for s, cost in graph.finals.items() if s in number}
-    if not rows or not finals:
+    source, target, emissions, weights, finals, states = _numbered(graph, emission)
+    if not len(source) or not finals:
         raise AutomatonError(
             "the automaton is empty: no sequence of allophone states is possible for this "
             "orthography with these penalties"
         )
-    columns = np.array([row[:3] for row in rows], dtype=np.int64).T
-    weights = np.array([row[3] for row in rows], dtype=np.float64)
-    source, target, emissions = columns
-    rank = _topological(source, target, len(order))
+    rank = _topological(source, target, states)
     source, target = rank[source], rank[target]
     source, target, emissions, weights = _sorted(source, target, emissions, weights)
-    states = len(order)
     final_costs = {int(rank[state]): cost for state, cost in finals.items()}
     if final_costs != {int(rank[-1]): 0.0}:
         picked = np.nonzero(np.isin(target, list(final_costs)))[0]
-        more = np.array([final_costs[int(t)] for t in target[picked]], dtype=np.float64)
+        more = np.array([final_costs[t] for t in target[picked].tolist()], dtype=np.float64)
         source = np.concatenate([source, source[picked]])
         target = np.concatenate([target, np.full(len(picked), states)])
         emissions = np.concatenate([emissions, emissions[picked]])
@@ -88,6 +85,52 @@ def export(graph: LabelGraph, emission: Callable[[int], int]) -> Automaton:
         states += 1
     edges = np.stack([source, target, emissions]).astype(np.uint32)
     return Automaton(states, edges, weights.astype(np.float32))
+
+
+def _numbered(graph: _Graph, emission: Callable[[int], int]):
+    """Numbers the states as they are found depth first, the last arc of a state explored first.
+
+    Returns:
+        source, target, emission, cost of the arcs, by source; final costs; number of states.
+    """
+    numbers = {0: 0}
+    sources: list[int] = []
+    targets: list[int] = []
+    labels: list[int] = []
+    costs: list[float] = []
+    finals: dict[int, float] = {}
+    done: set[int] = set()
+    stack = [0]
+    while stack:
+        state = stack.pop()
+        if state in done:
+            continue
+        done.add(state)
+        number = numbers[state]
+        arcs, final = graph.state(state)
+        if final is not None:
+            finals[number] = final
+        if len(arcs) > 1 and (len(arcs) > 2 or arcs[0][:2] > arcs[1][:2]):
+            arcs = sorted(arcs, key=_LABEL_AND_TARGET)
+        for label, target, cost in arcs:
+            new = numbers.get(target)
+            if new is None:
+                new = numbers[target] = len(numbers)
+                stack.append(target)
+            elif target not in done:
+                stack.append(target)
+            sources.append(number)
+            targets.append(new)
+            labels.append(label)
+            costs.append(cost)
+    emission_of = {label: emission(label) for label in set(labels)}
+    source = np.array(sources, dtype=np.int64)
+    weights = np.array(costs, dtype=np.float64)
+    order = np.argsort(source, kind="stable")
+    order = order[weights[order] < FORBIDDEN * (1 - 1e-9)]
+    target = np.array(targets, dtype=np.int64)[order]
+    emissions = np.array([emission_of[label] for label in labels], dtype=np.int64)[order]
+    return source[order], target, emissions, weights[order], finals, len(numbers)
 
 
 def _topological(source: np.ndarray, target: np.ndarray, states: int) -> np.ndarray:
@@ -124,9 +167,11 @@ def _sorted(source, target, emissions, weights):
     """Sorts arcs as RASR does, and merges the equal ones that are neighbours then."""
     order = np.lexsort((source, target, target - source))
     s, t = source[order], target[order]
-    if ((s[1:] == s[:-1]) & (t[1:] == t[:-1])).any():
-        # The order of arcs between the same two states now matters: for what is merged below.
-        keys = ((target - source) << 42) + (target << 21) + source
+    differs = (s[1:] != s[:-1]) | (t[1:] != t[:-1])
+    if not differs.all():
+        # The order of arcs between the same two states decides what is merged below.
+        keys = np.zeros(len(order), dtype=np.int64)
+        keys[order[1:]] = np.cumsum(differs)
         order = np.array(unstable_order(keys.tolist()))
         s, t = source[order], target[order]
     e, w = emissions[order], weights[order]

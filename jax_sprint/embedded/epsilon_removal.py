@@ -18,10 +18,9 @@ from jax_sprint.embedded.errors import AutomatonError
 from jax_sprint.embedded.fsa import EPSILON
 from jax_sprint.embedded.time_distortion import LabelArc, LabelGraph
 
-__all__ = ["depth_first", "remove_epsilons"]
+__all__ = ["EpsilonFree", "log_add", "remove_epsilons"]
 
 _LABEL_AND_TARGET = itemgetter(0, 1)
-_LABEL = itemgetter(0)
 
 
 def log_add(a: float, b: float) -> float:
@@ -31,37 +30,15 @@ def log_add(a: float, b: float) -> float:
     return a - math.log1p(math.exp(a - b)) if a < math.inf else a
 
 
-def remove_epsilons(graph: LabelGraph, *, log_semiring: bool) -> LabelGraph:
-    """An equivalent graph without epsilons.
+class EpsilonFree:
+    """A graph as it would be without its epsilons, worked out state by state.
 
     Args:
         graph: trimmed; states keep their numbers.
         log_semiring: whether alternatives add (else the better one counts).
-
-    Returns:
-        The part that can be reached; other states have None for arcs.
-
-    Raises:
-        AutomatonError: an epsilon cycle that gains by every turn.
     """
-    remover = _Remover(graph, log_semiring)
-    arcs: list[list[LabelArc] | None] = [None] * len(graph.arcs)
-    finals: dict[int, float] = {}
-    stack = [0]
-    while stack:
-        state = stack.pop()
-        if arcs[state] is not None:
-            continue
-        here, final = remover.state(state)
-        arcs[state] = here
-        if final is not None:
-            finals[state] = final
-        stack += [arc[1] for arc in here if arcs[arc[1]] is None]
-    return LabelGraph(arcs, finals)
 
-
-class _Remover:
-    def __init__(self, graph: LabelGraph, log_semiring: bool) -> None:
+    def __init__(self, graph: LabelGraph, *, log_semiring: bool) -> None:
         self._arcs = graph.arcs
         self._finals = graph.finals
         self._collect = log_add if log_semiring else min
@@ -151,29 +128,30 @@ def _lower_bound(arcs: list[LabelArc], label: int, cost: float) -> int:
     return low
 
 
-def depth_first(graph: LabelGraph) -> tuple[list[int], list[list[LabelArc]]]:
-    """Sorts arcs by label and target, and numbers states as they are found depth first.
+def remove_epsilons(graph: LabelGraph, *, log_semiring: bool) -> LabelGraph:
+    """An equivalent graph without epsilons.
+
+    Args:
+        graph: trimmed; states keep their numbers.
+        log_semiring: whether alternatives add (else the better one counts).
 
     Returns:
-        The states in the order of their new numbers, and their arcs (sorted, targets not yet
-        renumbered) in the same order.
+        The part that can be reached, arcs not sorted anew; other states have None for arcs.
+
+    Raises:
+        AutomatonError: an epsilon cycle that gains by every turn.
     """
-    numbers = {0: 0}
-    order = [0]
-    done: dict[int, list[LabelArc]] = {}
+    free = EpsilonFree(graph, log_semiring=log_semiring)
+    arcs: list[list[LabelArc] | None] = [None] * len(graph.arcs)
+    finals: dict[int, float] = {}
     stack = [0]
     while stack:
         state = stack.pop()
-        if state in done:
+        if arcs[state] is not None:
             continue
-        arcs = graph.arcs[state] or []
-        if len(arcs) > 1:
-            arcs = sorted(arcs, key=_LABEL_AND_TARGET)
-        done[state] = arcs
-        for _, target, _ in arcs:
-            if target not in numbers:
-                numbers[target] = len(order)
-                order.append(target)
-            if target not in done:
-                stack.append(target)
-    return order, [done[state] for state in order]
+        here, final = free.state(state)
+        arcs[state] = here
+        if final is not None:
+            finals[state] = final
+        stack += [arc[1] for arc in here if arcs[arc[1]] is None]
+    return LabelGraph(arcs, finals)

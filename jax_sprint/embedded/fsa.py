@@ -13,7 +13,7 @@ equals, trimming that keeps the numbers of what remains.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 __all__ = ["EPSILON", "Arc", "Fsa", "MatchSide", "coaccessible", "compose", "trim"]
@@ -47,10 +47,6 @@ class Fsa:
     def add_arc(self, source: int, target: int, label: int, output: int, cost: float = 0.0) -> None:
         """Appends an arc to those of `source`."""
         self.arcs[source].append((target, label, output, cost))  # type: ignore[union-attr]
-
-    def states(self) -> Iterator[int]:
-        """The numbers of the states that exist."""
-        return (s for s, arcs in enumerate(self.arcs) if arcs is not None)
 
 
 class MatchSide:
@@ -121,6 +117,8 @@ def compose(left: MatchSide, right: MatchSide) -> Fsa:
         no arcs at all if no path leads to a final pair.
     """
     width = max(len(right.epsilons), 1)
+    # A state is a pair of states and what the filter remembers: whether the arc before was an
+    # epsilon of the left (1) or of the right operand (2), or neither (0).
     numbers: dict[int, int] = {0: 0}
     keys = [0]
     arcs: list[list[Arc] | None] = [None]
@@ -134,17 +132,22 @@ def compose(left: MatchSide, right: MatchSide) -> Fsa:
             continue
         left_and_filter, r = divmod(keys[state], width)
         s, filtered = divmod(left_and_filter, 3)
-        found: list[tuple[int, int, int, float]] = []  # key of the target instead of its number
         from_left, from_right = left_epsilons[s], right_epsilons[r]
         mine, yours = left_groups[s], right_groups[r]
+        found: list[tuple[int, int, int, float]] = []  # key of the target instead of its number
         if from_left and (filtered == 1 or (filtered == 0 and (yours or r in right_finals))):
-            for t, label, cost in from_left:
-                found.append(((t * 3 + 1) * width + r, label, EPSILON, cost))
-        if from_right and (filtered == 2 or (filtered == 0 and (mine or s in left_finals))):
-            for t, output, cost in from_right:
-                found.append(((s * 3 + 2) * width + t, EPSILON, output, cost))
-        if from_left and from_right and filtered == 0:
-            found += _pairs(from_left, from_right, width)
+            if len(from_left) == 1:  # as inside a phone
+                t, label, cost = from_left[0]
+                found = [((t * 3 + 1) * width + r, label, EPSILON, cost)]
+            else:
+                for t, label, cost in from_left:
+                    found.append(((t * 3 + 1) * width + r, label, EPSILON, cost))
+        if from_right:
+            if filtered == 2 or (filtered == 0 and (mine or s in left_finals)):
+                for t, output, cost in from_right:
+                    found.append(((s * 3 + 2) * width + t, EPSILON, output, cost))
+            if from_left and filtered == 0:
+                found += _pairs(from_left, from_right, width)
         if mine and yours:
             if len(mine) <= len(yours):
                 for label, entries in mine.items():
@@ -153,9 +156,9 @@ def compose(left: MatchSide, right: MatchSide) -> Fsa:
                         found += _pairs(entries, others, width)
             else:
                 for label, others in yours.items():
-                    entries = mine.get(label)  # type: ignore[assignment]
-                    if entries is not None:
-                        found += _pairs(entries, others, width)
+                    matching = mine.get(label)
+                    if matching is not None:
+                        found += _pairs(matching, others, width)
         result: list[Arc] = []
         for key, label, output, cost in found:
             target = numbers.get(key)
@@ -163,9 +166,10 @@ def compose(left: MatchSide, right: MatchSide) -> Fsa:
                 target = numbers[key] = len(keys)
                 keys.append(key)
                 arcs.append(None)
-            result.append((target, label, output, cost))
-            if arcs[target] is None:
                 stack.append(target)
+            elif arcs[target] is None:
+                stack.append(target)
+            result.append((target, label, output, cost))
         arcs[state] = result
         if s in left_finals and r in right_finals:
             finals[state] = left_finals[s] + right_finals[r]
@@ -182,27 +186,48 @@ def _pairs(
     ]
 
 
-def coaccessible(targets: list[list[int] | None], finals: Iterable[int]) -> list[bool]:
+def coaccessible(arcs: Sequence[Sequence[tuple] | None], target: int, finals: Iterable[int]):
     """Which states lead to a final one.
 
     Args:
-        targets: per state the targets of its arcs; None for a state that does not exist.
+        arcs: per state its arcs; None for a state that does not exist.
+        target: the position of the target state in an arc.
         finals: the final states.
+
+    Returns:
+        A list of bool, one per state.
     """
-    sources: list[list[int]] = [[] for _ in targets]
-    for state, here in enumerate(targets):
-        if here:
-            for target in here:
-                sources[target].append(state)
-    alive = [False] * len(targets)
-    stack = list(finals)
-    for state in stack:
+    alive = [False] * len(arcs)
+    for state in finals:
         alive[state] = True
+    # States are numbered roughly in the order of paths, so a few sweeps from the back do it mostly.
+    waiting = [state for state in range(len(arcs) - 1, -1, -1) if arcs[state] and not alive[state]]
+    for _ in range(4):
+        rest = []
+        for state in waiting:
+            for arc in arcs[state]:  # type: ignore[union-attr]
+                if alive[arc[target]]:
+                    alive[state] = True
+                    break
+            else:
+                rest.append(state)
+        if len(rest) in (0, len(waiting)):
+            return alive
+        waiting = rest
+    # What is left leads only to itself, to the dead, or (then it lives) to the living.
+    sources: dict[int, list[int]] = {state: [] for state in waiting}
+    stack = []
+    for state in waiting:
+        for arc in arcs[state]:  # type: ignore[union-attr]
+            if alive[arc[target]]:
+                stack.append(state)
+            elif arc[target] in sources:
+                sources[arc[target]].append(state)
     while stack:
-        for source in sources[stack.pop()]:
-            if not alive[source]:
-                alive[source] = True
-                stack.append(source)
+        state = stack.pop()
+        if not alive[state]:
+            alive[state] = True
+            stack += sources[state]
     return alive
 
 
@@ -212,7 +237,7 @@ def trim(fsa: Fsa) -> Fsa:
     All states of `fsa` must be reachable.  If state 0 dies, nothing is left.
     """
     arcs = fsa.arcs
-    alive = coaccessible([[arc[0] for arc in here] if here else None for here in arcs], fsa.finals)
+    alive = coaccessible(arcs, 0, fsa.finals)
     if all(alive):
         return fsa
     if not alive or not alive[0]:

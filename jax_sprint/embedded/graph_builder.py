@@ -8,6 +8,10 @@ penalties (`time_distortion`, on `transition_model`), no epsilons (`epsilon_remo
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from jax_sprint.embedded.allophones import (
     FINAL,
     INITIAL,
@@ -19,7 +23,7 @@ from jax_sprint.embedded.automaton_export import Automaton, export
 from jax_sprint.embedded.config import Configuration
 from jax_sprint.embedded.context_transducer import build_context_transducer
 from jax_sprint.embedded.ctc_topology import add_ctc_blanks, add_rna_blanks
-from jax_sprint.embedded.epsilon_removal import remove_epsilons
+from jax_sprint.embedded.epsilon_removal import EpsilonFree, remove_epsilons
 from jax_sprint.embedded.errors import AutomatonError, LexiconError
 from jax_sprint.embedded.fsa import Fsa, compose
 from jax_sprint.embedded.hmm_topology import HmmTopology, special_phoneme
@@ -99,6 +103,10 @@ class AllophoneStateGraphBuilder:
             OutOfVocabularyError: a word that is not in the lexicon, nor can be replaced.
             AutomatonError: there is no automaton; says why, where that can be known.
         """
+        with _without_collector():
+            return self._build(orthography)
+
+    def _build(self, orthography: str) -> Automaton:
         words = self._parser.parse(orthography)
         model = compose(self._context, self._parser.phoneme_graph(words))
         if not model.arcs:
@@ -120,13 +128,27 @@ class AllophoneStateGraphBuilder:
             graph = apply_time_distortion(model, self._transitions)
         if not graph.arcs:
             raise AutomatonError("the penalties forbid every path; set fewer of them to infinity")
+        emission = self._tying.emission
+        if self._blank is None:
+            return export(EpsilonFree(graph, log_semiring=log_semiring), emission)
         graph = remove_epsilons(graph, log_semiring=log_semiring)
-        if self._blank is not None:
-            if self.topology == "ctc":
-                graph = add_ctc_blanks(graph, self._blank, self._tying.emission)
-            else:
-                graph = add_rna_blanks(graph, self._blank)
-        return export(graph, self._tying.emission)
+        if self.topology == "ctc":
+            graph = add_ctc_blanks(graph, self._blank, emission)
+        else:
+            graph = add_rna_blanks(graph, self._blank)
+        return export(graph, emission)
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Pauses the search for cyclic garbage: a build makes many small objects and no cycles."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _only_state(alphabet: AllophoneAlphabet, phoneme: int) -> int:

@@ -275,7 +275,7 @@ def _by_lemma(arcs: list[tuple[int, int, float]]):
 
 def _trimmed(graph: WordGraph) -> WordGraph:
     """Drops what cannot be part of a whole sequence; nodes keep their numbers."""
-    alive = coaccessible([[arc[0] for arc in here] for here in graph.arcs], graph.finals)
+    alive = coaccessible(graph.arcs, 0, graph.finals)
     for node, here in enumerate(graph.arcs):
         if not alive[node]:
             here.clear()

@@ -20,6 +20,8 @@ Facts from RASR's sources (`Am::TransitionModel::apply`), all of which can be se
 
 from __future__ import annotations
 
+from operator import itemgetter
+
 from jax_sprint.embedded.allophones import WORD_END
 from jax_sprint.embedded.fsa import EPSILON, Arc, Fsa, coaccessible
 from jax_sprint.embedded.transition_model import (
@@ -27,7 +29,6 @@ from jax_sprint.embedded.transition_model import (
     FORBIDDEN,
     NO_PENALTIES,
     TransitionModel,
-    is_forbidden,
 )
 
 __all__ = ["LabelArc", "LabelGraph", "apply_time_distortion"]
@@ -50,6 +51,10 @@ class LabelGraph:
         self.arcs = arcs
         self.finals = finals
 
+    def state(self, state: int) -> tuple[list[LabelArc], float | None]:
+        """The arcs of a state, and the cost of ending there (None if it is not final)."""
+        return self.arcs[state] or [], self.finals.get(state)
+
     @classmethod
     def from_fsa(cls, fsa: Fsa) -> LabelGraph:
         """What a transducer reads, word boundaries left out."""
@@ -65,6 +70,14 @@ class LabelGraph:
 _LOOP, _FORWARD, _SKIP, _EXIT, _FINAL = 1, 2, 4, 8, 16
 _WORD_START = _FORWARD | _SKIP | _EXIT | _FINAL
 _HEARD = _WORD_START | _LOOP
+
+
+_COST = itemgetter(2)
+
+# In single precision nothing that one would add to the largest number changes it; twice that number
+# is infinity, which RASR lets pass at first.
+_LIMIT = FORBIDDEN * (1 - 1e-9)
+_TWICE = FORBIDDEN * 1.5
 
 
 class _Degrees:
@@ -125,28 +138,43 @@ class _Applicator:
         # (corrected applicator) what was heard before.
         self._records: list[tuple[int, int, int, int, int]] = []
         self._numbers: dict[tuple[int, int, int, int], int] = {}
+        self._heard_numbers: dict[int, int] = {}
         self._stack: list[int] = []
 
-    def _number(self, allowed: int, heard: int, penalties: int, right: int, context: int) -> int:
-        key = (allowed, heard, penalties, right)
+    def _new(self, allowed: int, heard: int, penalties: int, right: int, context: int) -> int:
+        number = len(self._arcs)
+        self._arcs.append([])
+        self._records.append((allowed, heard, penalties, right, context))
+        self._stack.append(number)
+        if allowed & _FINAL and right in self._model.finals:
+            self._finals[number] = self._model.finals[right]
+        return number
+
+    def _silent(self, allowed: int, penalties: int, right: int, context: int) -> int:
+        """The number of a state that remembers no label."""
+        key = (allowed, EPSILON, penalties, right)
         number = self._numbers.get(key)
         if number is None:
-            number = self._numbers[key] = len(self._arcs)
-            self._arcs.append([])
-            self._records.append((allowed, heard, penalties, right, context))
-            self._stack.append(number)
-            if allowed & _FINAL and right in self._model.finals:
-                self._finals[number] = self._model.finals[right]
+            number = self._numbers[key] = self._new(*key, context)
+        return number
+
+    def _heard(self, label: int, right: int, context: int) -> int:
+        """The number of a state that has just heard a label."""
+        key = right << 31 | label
+        number = self._heard_numbers.get(key)
+        if number is None:
+            penalties = self._transitions.type_of(label)
+            number = self._new(_HEARD, label, penalties, right, context)
+            self._heard_numbers[key] = number
         return number
 
     def _entering_costs(self, record: tuple[int, int, int, int, int]) -> tuple[float, float]:
-        """Costs of forward and of skip from a state."""
-        _, heard, penalties, _, context = record
+        """Costs of forward and of skip from a state that remembers no label."""
+        allowed, _, penalties, _, context = record
         transitions = self._transitions
-        if not transitions.corrected or heard != EPSILON:
+        if not transitions.corrected:
             chosen = transitions.penalties(penalties)
             return chosen.forward, chosen.skip
-        allowed = record[0]
         skip = 0.0
         if allowed & _SKIP:
             skip = transitions.penalties(transitions.type_of(context)).skip
@@ -158,76 +186,63 @@ class _Applicator:
         model = self._model.arcs
         degrees = _Degrees(model)
         transitions = self._transitions
-        number, type_of = self._number, transitions.type_of
-        number(_WORD_START, EPSILON, ENTRY, 0, EPSILON)
-        while self._stack:
-            state = self._stack.pop()
-            record = self._records[state]
+        all_arcs, records, stack = self._arcs, self._records, self._stack
+        heard_number = self._heard
+        self._silent(_WORD_START, ENTRY, 0, EPSILON)
+        while stack:
+            state = stack.pop()
+            record = records[state]
             allowed, heard, penalties, right, _ = record
-            result: list[LabelArc] = self._arcs[state]  # type: ignore[assignment]
+            result: list[LabelArc] = all_arcs[state]  # type: ignore[assignment]
             if heard != EPSILON:
-                chosen = transitions.penalties(penalties)
-                result.append((heard, state, chosen.loop))
+                loop, forward, skip, leave = transitions.penalties(penalties)
+                result.append((heard, state, loop))
                 if degrees.discharges[right]:
-                    self._discharge(record, result, chosen.forward)
+                    self._discharge(record, result, forward)
                     continue
-                forward, skip = chosen.forward, chosen.skip
             else:
                 forward, skip = self._entering_costs(record)
-            may_skip = allowed & _SKIP and not is_forbidden(skip)
-            for arc in model[right]:  # type: ignore[union-attr]
-                target, label, _, cost = arc
+                leave = transitions.penalties(penalties).exit
+            may_skip = allowed & _SKIP and skip < _LIMIT
+            for target, label, _, cost in model[right]:  # type: ignore[union-attr]
                 if label == WORD_END:
                     if allowed & _EXIT:
-                        leave = transitions.penalties(penalties).exit
-                        new = number(_WORD_START, EPSILON, ENTRY, target, heard)
+                        new = self._silent(_WORD_START, ENTRY, target, heard)
                         result.append((EPSILON, new, cost + leave))
                 elif label == EPSILON:
-                    new = number(allowed & ~_LOOP, EPSILON, penalties, target, heard)
+                    new = self._silent(allowed & ~_LOOP, penalties, target, heard)
                     result.append((EPSILON, new, cost))
                 else:
                     if allowed & _FORWARD:
-                        new = number(_HEARD, label, type_of(label), target, heard)
-                        result.append((label, new, cost + forward))
+                        result.append((label, heard_number(label, target, heard), cost + forward))
                     if may_skip and not degrees.dead_end[target]:
                         self._skip(heard, target, cost + skip, degrees, result)
         return self._finished()
 
     def _discharge(self, record, result: list[LabelArc], forward: float) -> None:
         _, heard, penalties, right, _ = record
-        new = self._number(_FORWARD, EPSILON, NO_PENALTIES, right, heard)
-        result.append((EPSILON, new, forward))
-        new = self._number(_SKIP | _EXIT, EPSILON, penalties, right, heard)
-        result.append((EPSILON, new, 0.0))
+        result.append((EPSILON, self._silent(_FORWARD, NO_PENALTIES, right, heard), forward))
+        result.append((EPSILON, self._silent(_SKIP | _EXIT, penalties, right, heard), 0.0))
 
     def _skip(self, heard: int, target: int, cost: float, degrees, result: list[LabelArc]) -> None:
         if degrees.can_jump[target]:
             beyond, label, output, more = self._model.arcs[target][0]  # type: ignore[index]
             if output == EPSILON:
-                kind = self._transitions.type_of(label)
-                new = self._number(_HEARD, label, kind, beyond, heard)
-                result.append((label, new, cost + more))
+                result.append((label, self._heard(label, beyond, heard), cost + more))
                 return
-        new = self._number(_FORWARD, EPSILON, NO_PENALTIES, target, heard)
-        result.append((EPSILON, new, cost))
+        result.append((EPSILON, self._silent(_FORWARD, NO_PENALTIES, target, heard), cost))
 
     def _finished(self) -> LabelGraph:
         arcs = self._arcs
         # RASR overlooks the state that was made last.
         for state in range(len(arcs) - 1):
             here = arcs[state]
-            if here and any(_is_exactly_forbidden(arc[2]) for arc in here):
-                arcs[state] = [arc for arc in here if not _is_exactly_forbidden(arc[2])]
-        alive = coaccessible([[arc[1] for arc in here or ()] for here in arcs], self._finals)
+            if here and max(here, key=_COST)[2] >= _LIMIT:
+                arcs[state] = [arc for arc in here if not _LIMIT <= arc[2] < _TWICE]
+        alive = coaccessible(arcs, 1, self._finals)
         if not alive[0]:
             return LabelGraph([], {})
         if not all(alive):
             for state, here in enumerate(arcs):
                 arcs[state] = [arc for arc in here or () if alive[arc[1]]] if alive[state] else None
         return LabelGraph(arcs, self._finals)
-
-
-def _is_exactly_forbidden(cost: float) -> bool:
-    # In single precision nothing that one would add to the largest number changes it; twice that
-    # number is infinity, which RASR lets pass here.
-    return abs(cost) >= FORBIDDEN * (1 - 1e-9) and abs(cost) < FORBIDDEN * 1.5

@@ -89,11 +89,12 @@ class TransitionModel:
             names[3:] = [f"state-{n}-0" for n in range(1, self._tying.num_classes)]
         self._names = names
         self.sets = [_read(tdp.select(name), scale) for name in names]
+        self._by_number = [*self.sets, _FREE]  # NO_PENALTIES counts from the back
         self._types: dict[int, int] = {}
 
     def penalties(self, number: int) -> Penalties:
         """A set by its number."""
-        return _FREE if number == NO_PENALTIES else self.sets[number]
+        return self._by_number[number]
 
     def type_of(self, label: int) -> int:
         """The number of the set that an allophone state has.
