@@ -251,6 +251,18 @@ class Automata:
             )
         return dataclasses.replace(self, weights=weights)
 
+    def shared(self) -> Automata:
+        """One automaton for a whole batch, such as a denominator: leaves without a batch axis.
+
+        Raises:
+            ValueError: if this is not a batch of one.
+        """
+        if np.ndim(self.weights) == 1:
+            return self
+        if self.batch_size != 1:
+            raise ValueError(f"shared() needs a batch of one automaton, got {self.batch_size}")
+        return jax.tree_util.tree_map(lambda leaf: leaf[0], self)
+
     def index(self, which: Any) -> Automata:
         """Some sequences of the batch, with the padding that they have.
 

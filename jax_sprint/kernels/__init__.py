@@ -1,0 +1,1 @@
+"""Dynamic programming over weighted automata in pure JAX; knows nothing of Sprint."""

@@ -1,0 +1,149 @@
+"""Checks of the arguments that the kernels share, and their translation for the recursions.
+
+Shapes and dtypes are always checked.  Values are checked where they are concrete; where they are
+traced, a sequence with a length or an emission out of range is marked as broken instead, because
+JAX clamps indices and would return a silently good loss.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_sprint.automata import Automata
+from jax_sprint.kernels._partition import Layout
+from jax_sprint.kernels._recursion import Graph
+
+__all__ = ["Problem", "check", "prepare"]
+
+Array = Any
+
+
+class Problem(NamedTuple):
+    """What the recursions take; see `_partition.partition`."""
+
+    am_scale: Array
+    bias: Array
+    arcs: Array
+    graph: Graph
+    layout: Layout
+    lengths: Array
+    broken: Array
+
+
+def _concrete(value: Any) -> np.ndarray | None:
+    """The value as numpy, or None where it is traced."""
+    return None if isinstance(value, jax.core.Tracer) else np.asarray(value)
+
+
+def check(
+    log_posteriors: Array,
+    seq_lengths: Array,
+    automata: Automata,
+    log_prior: Array | None,
+    time_major: bool,
+) -> None:
+    """Raises ValueError for what no batch may be; see `full_sum_loss` for the arguments."""
+    if not isinstance(automata, Automata):
+        raise ValueError(
+            f"automata must be an Automata, got {type(automata).__name__}; build it with "
+            "Automata.from_edges(edges, weights, start_end_states)"
+        )
+    shape, dtype = np.shape(log_posteriors), jnp.result_type(log_posteriors)
+    axes = "[T, B, L]" if time_major else "[B, T, L]"
+    if len(shape) != 3 or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"log_posteriors must be a float array {axes}, got {dtype} of shape {shape}"
+        )
+    num_frames, batch = shape[:2] if time_major else (shape[1], shape[0])
+    lengths_shape, lengths_dtype = np.shape(seq_lengths), jnp.result_type(seq_lengths)
+    if not jnp.issubdtype(lengths_dtype, jnp.integer) or lengths_shape != (batch,):
+        raise ValueError(
+            f"seq_lengths must be an integer array of shape [{batch}] (the batch of "
+            f"log_posteriors {axes} {shape}), got {lengths_dtype} of shape {lengths_shape}"
+        )
+    if np.ndim(automata.weights) == 2 and automata.batch_size != batch:
+        raise ValueError(
+            f"automata holds {automata.batch_size} sequences, but log_posteriors {axes} of shape "
+            f"{shape} has a batch of {batch}; is time_major={time_major} right?"
+        )
+    num_labels = shape[2]
+    if automata.num_labels is not None and automata.num_labels != num_labels:
+        raise ValueError(
+            f"the automata were built for num_labels={automata.num_labels}, but log_posteriors "
+            f"{axes} of shape {shape} has {num_labels} labels"
+        )
+    if log_prior is not None and np.shape(log_prior) != (num_labels,):
+        raise ValueError(
+            f"log_prior must have shape [{num_labels}], one natural-log probability per label, got "
+            f"{np.shape(log_prior)}"
+        )
+    lengths = _concrete(seq_lengths)
+    if lengths is not None and lengths.size:
+        bad = (lengths < 0) | (lengths > num_frames)
+        if bad.any():
+            at = int(np.argmax(bad))
+            raise ValueError(
+                f"seq_lengths[{at}] is {lengths[at]}, but must lie in 0..{num_frames}, the number "
+                f"of frames of log_posteriors {axes} {shape}"
+            )
+    if automata.num_labels is None:
+        labels = _concrete(automata.slot_label)
+        if labels is not None and labels.max(initial=-1) >= num_labels:
+            raise ValueError(
+                f"the automata emit label {labels.max()}, but log_posteriors {axes} of shape "
+                f"{shape} has only {num_labels} labels"
+            )
+
+
+def prepare(
+    num_frames: int,
+    num_labels: int,
+    dtype: Any,
+    seq_lengths: Array,
+    automata: Automata,
+    am_scale: Array,
+    tdp_scale: Array,
+    log_prior: Array | None,
+    prior_scale: Array,
+) -> Problem:
+    """Scores of nodes and arcs, masks, and clamped indices, all of `dtype`."""
+    batch = seq_lengths.shape[0]
+
+    def leaf(array: Array | None) -> Array | None:
+        if array is None:
+            return None
+        array = jnp.asarray(array)
+        if np.ndim(automata.weights) == 1:  # one automaton for the whole batch
+            array = jnp.broadcast_to(array[None], (batch, *array.shape))
+        return array
+
+    label, slot_label = leaf(automata.node_label), leaf(automata.slot_label)
+    weights = leaf(automata.weights).astype(dtype)
+    seq_lengths = seq_lengths.astype(jnp.int32)
+    broken = (seq_lengths < 0) | (seq_lengths > num_frames)
+    broken = broken | jnp.any(slot_label >= num_labels, axis=1)
+    tdp_scale = jnp.asarray(tdp_scale, dtype)
+    arcs = jnp.where(weights == jnp.inf, -jnp.inf, -tdp_scale * weights)
+    bias = jnp.zeros(label.shape, dtype)
+    if log_prior is not None:
+        prior = jnp.asarray(log_prior).astype(dtype) * -jnp.asarray(prior_scale, dtype)
+        bias = jnp.where(label >= 0, prior[jnp.clip(label, 0, max(num_labels - 1, 0))], 0.0)
+    return Problem(
+        am_scale=jnp.asarray(am_scale, dtype),
+        bias=bias,
+        arcs=arcs,
+        graph=Graph(
+            in_arc=leaf(automata.in_arc),
+            in_node=leaf(automata.in_node),
+            out_arc=leaf(automata.out_arc),
+            out_node=leaf(automata.out_node),
+            final=leaf(automata.node_final),
+        ),
+        layout=Layout(label=label, slot=leaf(automata.node_slot), slot_label=slot_label),
+        lengths=jnp.clip(seq_lengths, 0, num_frames),
+        broken=broken,
+    )

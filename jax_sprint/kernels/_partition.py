@@ -1,0 +1,266 @@
+"""The log-sum over all paths, its derivatives, and what padding and bad values do to it.
+
+    case (of one sequence)                              loss    valid   gradient
+    -----------------------------------------------------------------------------------
+    some path has a finite score                        finite  True    exact
+    no path: the graph allows none of that length,
+      or -inf scores or +inf weights forbid all         +inf    False   exactly 0
+    length 0, the start state is the end state          0       True    exactly 0
+    length 0 otherwise; an automaton without edges      +inf    False   exactly 0
+    NaN or +inf in a valid frame, at any label          NaN     False   exactly 0
+    NaN in a scale, a prior or a weight in use          NaN     False   exactly 0
+    traced length < 0 or > T, traced emission >= L      NaN     False   exactly 0
+    (the same, concrete)                                ValueError
+    anything at all in padding frames                   ignored         exactly 0 there
+
+A sequence never touches another one.  Scores below about -3e6 nats per frame, and paths below
+-3.7e8 in all, count as impossible.
+
+First derivatives are formed by hand from the occupancies (forward-backward); they are the tangent
+rule of a `custom_jvp`, linear in the tangents, so JAX turns them round for reverse mode.  The
+posteriors are spread over the labels by a gather from an inverse table: a scatter into [T, B, V]
+costs several times more.  Second derivatives come from the same recursions in the log semiring.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jax_sprint.kernels._recursion import (
+    Graph,
+    arc_scores,
+    backward,
+    forward,
+    predecessors,
+    total,
+)
+from jax_sprint.kernels._semirings import LOG, SCALED, Semiring
+
+__all__ = ["Layout", "Occupancy", "label_posteriors", "node_scores", "occupancy", "partition"]
+
+Array = Any
+
+
+class Layout(NamedTuple):
+    """How the nodes of a batch meet the labels."""
+
+    label: Array  # [B, N] int32, -1: none
+    slot: Array  # [B, N] int32 in 0..U, U: none
+    slot_label: Array  # [B, U] int32, -1: none
+
+
+class Occupancy(NamedTuple):
+    """Expected counts under the distribution over paths."""
+
+    log_total: Array  # [B] log-sum over all paths, -inf where there is none
+    node: Array  # [T, B, N] probability that the path is in the node at that frame
+    arc: Array  # [B, K, N] expected number of times that the path takes the arc of an in-slot
+
+
+def node_scores(
+    log_posteriors: Array,
+    am_scale: Array,
+    bias: Array,
+    layout: Layout,
+    lengths: Array,
+    time_axis: int,
+) -> tuple[Array, Array, Array]:
+    """Gathers the labels' scores, once for all frames.
+
+    Args:
+        log_posteriors: [T, B, V], or [B, T, V] where `time_axis` is 1.
+        am_scale: scalar.
+        bias: [B, N], added to each frame's score of the node.
+        layout: labels of the nodes.
+        lengths: [B] int32.
+        time_axis: 0 or 1.
+
+    Returns:
+        Scores [T, B, N] with 0 on padding frames and -inf where a node has no label, the unscaled
+        scores [T, B, N], and whether a value in use is NaN or +inf [B] bool.
+    """
+    num_labels = log_posteriors.shape[2]
+    num_frames = log_posteriors.shape[time_axis]
+    index = jnp.clip(layout.label, 0, max(num_labels - 1, 0))
+    index = jnp.expand_dims(index, time_axis)
+    raw = jnp.take_along_axis(log_posteriors, index, axis=2, mode="promise_in_bounds")
+    peak = jnp.max(log_posteriors, axis=2, initial=-jnp.inf)
+    if time_axis == 1:
+        raw, peak = jnp.swapaxes(raw, 0, 1), jnp.swapaxes(peak, 0, 1)
+    frames = jax.lax.broadcasted_iota(jnp.int32, (num_frames, 1), 0)
+    real = frames < lengths[None]
+    raw = raw.astype(bias.dtype)
+    scaled = jnp.where(raw == -jnp.inf, -jnp.inf, raw * am_scale) + bias[None]
+    used = real[:, :, None] & (layout.label >= 0)[None]
+    bad = jnp.any(real & ~(peak < jnp.inf), axis=0)
+    bad = bad | jnp.any(used & ~(scaled < jnp.inf), axis=(0, 2))
+    scaled = jnp.where(scaled < jnp.inf, scaled, 0.0)
+    scores = jnp.where((layout.label >= 0)[None], scaled, -jnp.inf)
+    return jnp.where(real[:, :, None], scores, 0.0), raw, bad
+
+
+def _counts(semiring: Semiring, scores: Array, arcs: Array, graph: Graph, lengths: Array):
+    start, alphas = forward(semiring, scores, arcs, graph, lengths)
+    whole = total(semiring, start, alphas, graph, lengths)
+    log_total = semiring.log(whole)
+    if not scores.shape[0]:
+        return log_total, jnp.zeros_like(scores), jnp.zeros(graph.in_arc.shape, scores.dtype)
+    betas = backward(semiring, scores, arcs, graph, lengths)
+    real = jax.lax.broadcasted_iota(jnp.int32, scores.shape[:2], 0) < lengths[None]
+    column = tuple(part[None, :, None] for part in whole)
+    node = semiring.ratio(semiring.times(alphas, betas), column)
+    node = jnp.where(real[:, :, None], node, 0.0)
+    # Each frame's occupancies sum to one: this takes out what rounding the two recursions share.
+    mass = jnp.sum(node, axis=2, keepdims=True)
+    scale = jnp.where(mass > 0, 1.0 / jnp.where(mass > 0, mass, 1.0), 0.0)
+    node = node * scale
+
+    before = tuple(
+        jnp.concatenate([first[None], rest[:-1]]) for first, rest in zip(start, alphas, strict=True)
+    )
+    after = semiring.times(semiring.value(scores), betas)
+    weights = semiring.value(arc_scores(arcs, graph.in_arc))
+    used = []
+    for slot in range(graph.in_arc.shape[1]):
+        weight = tuple(part[None, :, slot] for part in weights)
+        source = predecessors(before, graph, slot)
+        flow = semiring.tidy(semiring.times(semiring.times(source, weight), after))
+        flow = jnp.where(real[:, :, None], semiring.ratio(flow, column) * scale, 0.0)
+        used.append(jnp.sum(flow, axis=0))
+    arc = jnp.where(graph.in_arc >= 0, jnp.stack(used, axis=1), 0.0)
+    return log_total, node, arc
+
+
+@jax.custom_jvp
+def occupancy(scores: Array, arcs: Array, graph: Graph, lengths: Array) -> Occupancy:
+    """Forward-backward.
+
+    Args:
+        scores: [T, B, N] log-scores of the nodes, without NaN and +inf.
+        arcs: [B, E] log-scores of the edges, likewise.
+        graph: the node graphs.
+        lengths: [B] int32, in 0..T.
+
+    Returns:
+        The occupancies.
+    """
+    return Occupancy(*_counts(SCALED, scores, arcs, graph, lengths))
+
+
+@occupancy.defjvp
+def _occupancy_jvp(primals: tuple, tangents: tuple) -> tuple[Occupancy, Occupancy]:
+    scores, arcs, graph, lengths = primals
+
+    def plain(scores: Array, arcs: Array) -> tuple:
+        return _counts(LOG, scores, arcs, graph, lengths)
+
+    _, change = jax.jvp(plain, (scores, arcs), tangents[:2])
+    return occupancy(*primals), Occupancy(*change)
+
+
+def label_posteriors(node: Array, layout: Layout, num_labels: int, time_axis: int) -> Array:
+    """Sums node occupancies [T, B, N] by label: [T, B, V], or [B, T, V]."""
+    batch = node.shape[1]
+    slots = layout.slot_label.shape[1]
+    members = layout.slot[:, :, None] == jax.lax.broadcasted_iota(jnp.int32, (1, 1, slots), 2)
+    if time_axis == 1:
+        node = jnp.swapaxes(node, 0, 1)
+    by_slot = jnp.einsum(
+        "btn,bnu->btu" if time_axis == 1 else "tbn,bnu->tbu",
+        node,
+        members.astype(node.dtype),
+        precision=jax.lax.Precision.HIGHEST,
+    )
+    by_slot = jnp.pad(by_slot, ((0, 0), (0, 0), (0, 1)))
+    rows = jax.lax.broadcasted_iota(jnp.int32, (batch, slots), 0)
+    columns = jax.lax.broadcasted_iota(jnp.int32, (batch, slots), 1)
+    label = jnp.where(layout.slot_label < 0, num_labels, layout.slot_label)
+    where = jnp.full((batch, num_labels), slots, jnp.int32)
+    where = where.at[rows, label].set(columns, mode="drop")
+    where = jnp.expand_dims(where, time_axis)
+    return jnp.take_along_axis(by_slot, where, axis=2, mode="promise_in_bounds")
+
+
+def _clean_arcs(arcs: Array, graph: Graph) -> tuple[Array, Array]:
+    """Arc scores without NaN and +inf, and whether a sequence uses such a one."""
+    bad = ~(arcs < jnp.inf)
+    used = jnp.any(jnp.where(bad, 1.0, 0.0) > 0, axis=1)
+    return jnp.where(bad, 0.0, arcs), used
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def partition(
+    time_axis: int,
+    log_posteriors: Array,
+    am_scale: Array,
+    bias: Array,
+    arcs: Array,
+    graph: Graph,
+    layout: Layout,
+    lengths: Array,
+    broken: Array,
+) -> Array:
+    """Minus the log-sum over all paths, as in the table above.
+
+    Args:
+        time_axis: 0 for [T, B, V], 1 for [B, T, V].
+        log_posteriors: float, as `time_axis` says.
+        am_scale: scalar of the dtype to compute in, as all floats below.
+        bias: [B, N], added to every frame's score of a node.
+        arcs: [B, E], log-scores of the edges.
+        graph: the node graphs.
+        layout: labels of the nodes.
+        lengths: [B] int32, in 0..T.
+        broken: [B] bool, sequences whose loss is NaN whatever else holds.
+
+    Returns:
+        Loss [B]; a sequence is valid where it is finite.
+    """
+    scores, _, bad = node_scores(log_posteriors, am_scale, bias, layout, lengths, time_axis)
+    arcs, bad_arcs = _clean_arcs(arcs, graph)
+    start, alphas = forward(SCALED, scores, arcs, graph, lengths)
+    log_total = SCALED.log(total(SCALED, start, alphas, graph, lengths))
+    return _loss(log_total, bad | bad_arcs | broken)
+
+
+def _loss(log_total: Array, bad: Array) -> Array:
+    return jnp.where(bad, jnp.nan, -log_total)
+
+
+def _nonzero(tangent: Any) -> bool:
+    return not isinstance(tangent, jax.custom_derivatives.SymbolicZero)
+
+
+def _partition_jvp(time_axis: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    log_posteriors, am_scale, bias, arcs, graph, layout, lengths, broken = primals
+    d_log_posteriors, d_am_scale, d_bias, d_arcs = tangents[:4]
+    scores, raw, bad = node_scores(log_posteriors, am_scale, bias, layout, lengths, time_axis)
+    clean, bad_arcs = _clean_arcs(arcs, graph)
+    counts = occupancy(scores, clean, graph, lengths)
+    loss = _loss(counts.log_total, bad | bad_arcs | broken)
+    valid = jnp.isfinite(loss)
+    node = jnp.where(valid[None, :, None], counts.node, 0.0)
+    change = jnp.zeros_like(loss)
+    if _nonzero(d_log_posteriors):
+        posteriors = label_posteriors(node, layout, log_posteriors.shape[2], time_axis)
+        posteriors = (posteriors * am_scale).astype(log_posteriors.dtype)
+        product = posteriors.astype(loss.dtype) * d_log_posteriors.astype(loss.dtype)
+        change = change - jnp.sum(product, axis=(time_axis, 2))
+    if _nonzero(d_am_scale):
+        share = jnp.where(node > 0, node * jnp.where(node > 0, raw, 0.0), 0.0)
+        change = change - jnp.sum(share, axis=(0, 2)) * d_am_scale
+    if _nonzero(d_bias):
+        change = change - jnp.sum(jnp.sum(node, axis=0) * d_bias, axis=1)
+    if _nonzero(d_arcs):
+        used = jnp.where(valid[:, None, None], counts.arc, 0.0)
+        taken = jnp.where(graph.in_arc >= 0, arc_scores(d_arcs, graph.in_arc), 0.0)
+        change = change - jnp.sum(used * taken, axis=(1, 2))
+    # A select, not a product: an invalid sequence's cotangent may be inf or NaN.
+    return loss, jnp.where(valid, change, 0.0)
+
+
+partition.defjvp(_partition_jvp, symbolic_zeros=True)

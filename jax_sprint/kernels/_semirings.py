@@ -1,0 +1,175 @@
+"""The arithmetic of the recursions: one algorithm, the semiring as its parameter.
+
+A value is a tuple of arrays of one shape.  The recursions need five things of a semiring: the
+value of a log-score, the product, the sum of several values, a `tidy` step that keeps
+representations bounded (once per frame), and the way back to log-scores.
+
+`SCALED` carries the float kernels.  A value is a pair (m, e) that stands for m * 2**e, with m a
+float in [1, 2), or 0, and e an int32 *of each state by itself*.  So its relative precision is that
+of one float32 rounding, whatever the scores are: a path of score -1000 per frame beside others near
+0 neither underflows nor loses a digit, there is no rescaling per frame whose range could be
+exceeded, and the exponents, being integers, add up without error however long the sequence.  None
+of its operations is transcendental: scores go through `exp` once, outside of the recursion.
+
+`LOG` is the textbook's log semiring.  JAX can differentiate it as often as it likes, so that second
+derivatives come from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import jax.numpy as jnp
+from jax import lax
+
+__all__ = ["FLOOR", "LOG", "SCALED", "Semiring", "Value"]
+
+Array = Any
+Value = tuple[Array, ...]
+
+FLOOR = -(1 << 29)
+"""Exponent of zero.  Masses below 2**FLOOR (scores below -3.7e8 nats) count as zero."""
+
+_CLIP = 1 << 22
+"""Largest exponent of one score: beyond 2.9e6 nats a score counts as -inf."""
+
+# ln 2 in two parts: products of the first with integers below 2**15 are exact in float32.
+_LN2_HIGH = 355.0 / 512.0
+_LN2_LOW = -2.121944400546905827679e-4
+_LOG2_E = 1.4426950408889634
+
+
+def _bits(dtype: Any) -> tuple[Any, int, int]:
+    """Integer type of the same width, number of fraction bits and exponent bias of a float."""
+    if dtype == jnp.float64:
+        return jnp.int64, 52, 1023
+    return jnp.int32, 23, 127
+
+
+def _power_of_two(exponent: Array, dtype: Any) -> Array:
+    """2**exponent for int32 exponents below 128; 0 where that is below the normal numbers."""
+    integer, fraction, bias = _bits(dtype)
+    return lax.bitcast_convert_type(
+        jnp.maximum(exponent + bias, 0).astype(integer) << fraction, dtype
+    )
+
+
+class Semiring(Protocol):
+    """What the recursions ask of a semiring."""
+
+    def value(self, scores: Array) -> Value: ...
+
+    def times(self, a: Value, b: Value) -> Value: ...
+
+    def plus(self, terms: Sequence[Value]) -> Value: ...
+
+    def plus_over(self, a: Value, axis: int) -> Value: ...
+
+    def tidy(self, a: Value) -> Value: ...
+
+    def log(self, a: Value) -> Array: ...
+
+    def ratio(self, a: Value, b: Value) -> Array: ...
+
+
+class _Scaled:
+    """Sums of products, each value with an exponent of its own."""
+
+    def value(self, scores: Array) -> Value:
+        """exp(scores): `scores` are natural logarithms, -inf gives zero."""
+        scaled = jnp.round(scores * _LOG2_E)
+        zero = ~(scaled > -_CLIP)
+        exponent = jnp.where(zero, 0.0, jnp.minimum(scaled, _CLIP))
+        rest = (jnp.where(zero, 0.0, scores) - exponent * _LN2_HIGH) - exponent * _LN2_LOW
+        mantissa = jnp.where(zero, jnp.zeros_like(rest), jnp.exp(rest))
+        return mantissa, jnp.where(zero, FLOOR, exponent.astype(jnp.int32))
+
+    def times(self, a: Value, b: Value) -> Value:
+        return a[0] * b[0], a[1] + b[1]
+
+    def plus(self, terms: Sequence[Value]) -> Value:
+        if len(terms) == 1:
+            return terms[0]
+        top = terms[0][1]
+        for _, exponent in terms[1:]:
+            top = jnp.maximum(top, exponent)
+        total = None
+        for mantissa, exponent in terms:
+            part = mantissa * _power_of_two(exponent - top, mantissa.dtype)
+            total = part if total is None else total + part
+        return total, top
+
+    def plus_over(self, a: Value, axis: int) -> Value:
+        top = jnp.max(a[1], axis=axis, keepdims=True)
+        total = jnp.sum(a[0] * _power_of_two(a[1] - top, a[0].dtype), axis=axis)
+        return total, jnp.squeeze(top, axis)
+
+    def tidy(self, a: Value) -> Value:
+        """Moves the mantissa's exponent over; exact."""
+        mantissa, exponent = a
+        integer, fraction, bias = _bits(mantissa.dtype)
+        bits = lax.bitcast_convert_type(mantissa, integer)
+        exponent = exponent + ((bits >> fraction).astype(jnp.int32) - bias)
+        zero = (mantissa == 0) | (exponent < FLOOR)
+        bits = (bits & ((1 << fraction) - 1)) | (bias << fraction)
+        mantissa = lax.bitcast_convert_type(bits, mantissa.dtype)
+        return jnp.where(zero, jnp.zeros_like(mantissa), mantissa), jnp.where(zero, FLOOR, exponent)
+
+    def log(self, a: Value) -> Array:
+        """Natural logarithm; the integer part enters in two exact pieces."""
+        mantissa, exponent = self.tidy(a)
+        zero = mantissa == 0
+        dtype = mantissa.dtype
+        high = (exponent + 2048) >> 12
+        low = exponent - (high << 12)
+        small = jnp.log(jnp.where(zero, 1.0, mantissa)) + exponent.astype(dtype) * _LN2_LOW
+        small = small + low.astype(dtype) * _LN2_HIGH
+        score = high.astype(dtype) * (4096 * _LN2_HIGH) + small
+        return jnp.where(zero, -jnp.inf, score)
+
+    def ratio(self, a: Value, b: Value) -> Array:
+        """a / b for a <= b (up to a power of two or so); 0 where a is zero."""
+        zero = b[0] == 0
+        scale = _power_of_two(jnp.minimum(a[1] - b[1], 100), a[0].dtype)
+        return jnp.where(zero, 0.0, a[0] * scale / jnp.where(zero, 1.0, b[0]))
+
+
+class _Log:
+    """Log-scores; plus is logsumexp.  Differentiable, with zero derivatives at -inf."""
+
+    def value(self, scores: Array) -> Value:
+        return (scores,)
+
+    def times(self, a: Value, b: Value) -> Value:
+        return (a[0] + b[0],)
+
+    def plus(self, terms: Sequence[Value]) -> Value:
+        return self.plus_over((jnp.stack([term[0] for term in terms]),), 0)
+
+    def plus_over(self, a: Value, axis: int) -> Value:
+        (scores,) = a
+        top = lax.stop_gradient(jnp.max(scores, axis=axis, keepdims=True))
+        top = jnp.where(top == -jnp.inf, 0.0, top)
+        total = jnp.sum(self._exp(scores, top), axis=axis)
+        zero = total == 0
+        score = jnp.log(jnp.where(zero, 1.0, total)) + jnp.squeeze(top, axis)
+        return (jnp.where(zero, -jnp.inf, score),)
+
+    def tidy(self, a: Value) -> Value:
+        return a
+
+    def log(self, a: Value) -> Array:
+        return a[0]
+
+    def ratio(self, a: Value, b: Value) -> Array:
+        return self._exp(a[0], jnp.where(b[0] == -jnp.inf, 0.0, b[0]))
+
+    @staticmethod
+    def _exp(scores: Array, reference: Array) -> Array:
+        zero = scores == -jnp.inf
+        return jnp.where(zero, 0.0, jnp.exp(jnp.where(zero, 0.0, scores - reference)))
+
+
+SCALED = _Scaled()
+LOG = _Log()

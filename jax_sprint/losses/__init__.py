@@ -1,0 +1,6 @@
+"""The two losses: `sprint_loss` asks Sprint through a callback, `full_sum_loss` sums over automata."""
+
+from jax_sprint.losses._callback import sprint_loss
+from jax_sprint.losses._full_sum import full_sum_loss
+
+__all__ = ["full_sum_loss", "sprint_loss"]

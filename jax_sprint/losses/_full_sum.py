@@ -1,0 +1,111 @@
+"""The full-sum (FSA) loss."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jax_sprint.automata import Automata
+from jax_sprint.kernels._inputs import check, prepare
+from jax_sprint.kernels._partition import partition
+
+__all__ = ["full_sum_loss"]
+
+Array = Any
+
+
+@partial(jax.jit, static_argnames="time_major")
+def _loss(
+    log_posteriors: Array,
+    seq_lengths: Array,
+    automata: Automata,
+    am_scale: Array,
+    tdp_scale: Array,
+    log_prior: Array | None,
+    prior_scale: Array,
+    *,
+    time_major: bool,
+) -> Array:
+    dtype = jnp.float64 if log_posteriors.dtype == jnp.float64 else jnp.float32
+    time_axis = 0 if time_major else 1
+    problem = prepare(
+        log_posteriors.shape[time_axis],
+        log_posteriors.shape[2],
+        dtype,
+        seq_lengths,
+        automata,
+        am_scale,
+        tdp_scale,
+        log_prior,
+        prior_scale,
+    )
+    return partition(time_axis, log_posteriors, *problem)
+
+
+def full_sum_loss(
+    log_posteriors: Array,
+    seq_lengths: Array,
+    automata: Automata,
+    *,
+    am_scale: float | Array = 1.0,
+    tdp_scale: float | Array = 1.0,
+    log_prior: Array | None = None,
+    prior_scale: float | Array = 0.0,
+    return_valid: bool = False,
+    time_major: bool = True,
+) -> Array | tuple[Array, Array]:
+    """Minus the log of the summed probability of all paths of each sequence's automaton.
+
+    The score of a path of exactly `seq_lengths[b]` edges from the start to the end state is::
+
+        sum over frames t of  am_scale    * log_posteriors[t, b, label of the edge]
+                            - prior_scale * log_prior[label of the edge]
+                            - tdp_scale   * weight of the edge
+
+    and the loss is minus the log-sum-exp over all of them.  Differentiable, also twice, in forward
+    and reverse mode, with respect to `log_posteriors`, `automata.weights`, `log_prior` and the
+    scales; the gradient with respect to `log_posteriors` treats all entries as independent, so
+    it is -am_scale times the posterior probability of the label in that frame.  Works under jit,
+    vmap, scan, remat and shard_map, and is deterministic.
+
+    Args:
+        log_posteriors: [T, B, L] float, natural-log probabilities (or any scores in nats; nothing
+            assumes that they are normalised).  Padding frames may hold anything and get gradient 0.
+            bfloat16 and float16 are computed in float32.
+        seq_lengths: [B] integer, number of valid frames, in 0..T.
+        automata: batch of B automata, or one for all (`Automata.shared`).
+        am_scale: factor of the log-posteriors; scalar, may be traced.
+        tdp_scale: factor of the automata's weights; scalar, may be traced.
+        log_prior: [L] float, natural-log prior probabilities of the labels, or None.
+        prior_scale: factor of the log-priors; scalar, may be traced.
+        return_valid: also return which sequences are valid.
+        time_major: False takes `log_posteriors` as [B, T, L].
+
+    Returns:
+        Loss [B] in nats, float32, or float64 for float64 input; with `return_valid` also valid
+        [B] bool.  A sequence without any path has loss +inf, valid False and gradient exactly 0.
+        A NaN in a valid frame, or a *traced* length or emission that is out of range, makes the
+        loss of that sequence NaN, with valid False and gradient exactly 0.  See the table in
+        `jax_sprint.kernels._partition`.
+
+    Raises:
+        ValueError: wrong rank, dtype or batch size, a number of labels that differs from the
+            automata's, a concrete length outside of 0..T, or a concrete emission >= L.
+    """
+    check(log_posteriors, seq_lengths, automata, log_prior, time_major)
+    if log_prior is None:
+        prior_scale = 0.0
+    loss = _loss(
+        jnp.asarray(log_posteriors),
+        jnp.asarray(seq_lengths),
+        automata,
+        am_scale,
+        tdp_scale,
+        log_prior,
+        prior_scale,
+        time_major=time_major,
+    )
+    return (loss, jnp.isfinite(loss)) if return_valid else loss
