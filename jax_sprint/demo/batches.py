@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Batch", "Bucket", "batch_stream", "make_buckets", "padding_share"]
+__all__ = ["Batch", "Bucket", "batch_stream", "make_batch", "make_buckets", "padding_share"]
 
 
 @dataclass(frozen=True)

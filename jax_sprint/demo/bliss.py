@@ -62,10 +62,6 @@ tdp.entry-m2.loop = infinity
 topology = ctc
 orthographic-parser.allow-for-silence-repetitions = no
 orthographic-parser.normalize-lemma-sequence-scores = no
-
-# For the embedded Sprint; RASR's own criteria have other names.
-[*.criterion]
-type = full-sum
 """
 
 

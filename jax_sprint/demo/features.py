@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jax_sprint.demo.corpus import Utterance
-
 __all__ = ["FRAMES_PER_SECOND", "NUM_MEL_BINS", "Normaliser", "common_rate", "log_mel", "resample"]
 
 NUM_MEL_BINS = 40
@@ -93,8 +91,3 @@ class Normaliser:
         if not len(features):
             return features
         return (features - features.mean(axis=0)) * self.scale
-
-
-def utterance_features(utterance: Utterance, rate: int) -> np.ndarray:
-    """Computes the log-mel features of an utterance, [T, 40] float32, at a common sample rate."""
-    return log_mel(resample(utterance.audio, utterance.rate, rate), rate)

