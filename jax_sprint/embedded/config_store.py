@@ -121,6 +121,11 @@ class ResourceStore:
         if first is not None:
             last = max(value.rfind('"'), value.rfind("'"))
             value = value[first.end() : last] if last > first.start() else value[first.end() :]
+        known = self._resources.get(name)
+        if known is not None and known.value == value:
+            # The command line is read twice, before and after the files.
+            known.source = source
+            return
         self._resources[name] = Resource(name, value, source)
         self._cache.clear()
 
