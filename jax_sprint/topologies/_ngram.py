@@ -108,7 +108,8 @@ def ngram(
         pad_to: padded sizes, handed to `Automata.from_edges`.
 
     Returns:
-        One automaton (B = 1), to be shared by all sequences of a batch.  Zero frames have no path.
+        A batch of one automaton; its `shared()` is the form that serves all sequences of a batch
+        without copies.  Zero frames have no path.
         With a topology that has neither blank nor silence an empty label sequence takes no frame;
         there the model is that of non-empty sequences, and the start has no end probability.
 
@@ -117,6 +118,10 @@ def ngram(
         ValueError: an argument out of range, a text without labels, an empty sequence where no
             frame can stand for it, a label outside the vocabulary or without states, a smoothed
             model that would be too large.
+
+    Example:
+        >>> from jax_sprint import topologies
+        >>> denominator = topologies.ngram([[1, 2, 1], [2, 3]], order=2, num_labels=4).shared()
 
     Sources: Witten and Bell, IEEE Trans. Information Theory 37, 1991; Ney, Essen and Kneser,
     Computer Speech and Language 8, 1994; denominators of such models: Povey et al., Interspeech
@@ -259,7 +264,7 @@ def _compose(model: NgramModel, spelling: Spelling) -> Triple:
             costs["exit"] + model.cost[begin],
         ),
     ]
-    if has_filler:
+    if spelling.filler is not None:
         filler = np.arange(1, 1 + n_fillers)
         emission[filler] = spelling.filler
         final[filler] = model.final

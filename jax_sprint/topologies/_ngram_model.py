@@ -152,7 +152,8 @@ def _collect(
     # Level by level: which history of k labels stands before each event, -1 for none.
     current = np.zeros(events.size, np.int64)
     levels = [current]
-    suffixes, counts, sample = [np.zeros(1, np.int64)], [np.asarray([events.size])], [np.zeros(1)]
+    suffixes, counts = [np.zeros(1, np.int64)], [np.asarray([events.size])]
+    sample = [np.zeros(1, np.int64)]
     known = 1
     for k in range(1, order):
         at = np.flatnonzero((current >= 0) & (position >= k - 1))
@@ -173,7 +174,7 @@ def _collect(
 
     level = np.repeat(np.arange(len(suffixes)), [s.size for s in suffixes])
     suffix, count = np.concatenate(suffixes), np.concatenate(counts)
-    first_seen = np.concatenate(sample).astype(np.int64)
+    first_seen = np.concatenate(sample)
     kept = np.ones(level.size, bool)
     if limit is not None and level.size > limit:
         # By a threshold on the count, so that with a history its prefix and suffixes stay too.
@@ -196,8 +197,9 @@ def _collect(
 
     counted = []
     for current in levels:
-        at = current >= 0
-        counted.append(np.unique(current[at] * (size + 1) + events[at], return_counts=True))
+        known_here = current >= 0
+        codes = current[known_here] * (size + 1) + events[known_here]
+        counted.append(np.unique(codes, return_counts=True))
     codes = concatenate([c for c, _ in counted])
     return _Contexts(
         level=level,

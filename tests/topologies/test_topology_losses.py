@@ -91,6 +91,16 @@ def test_ngram_as_denominator(score):
         np.testing.assert_allclose(loss[0], score(triple, scores[:, 0]), rtol=1e-6)
 
 
+def test_ngram_shared_by_a_batch(score):
+    rng = np.random.default_rng(8)
+    text = [[1, 2], [2, 2, 3], [3, 1, 1]]
+    scores, lengths = log_posteriors(rng, 9, 3, 4), np.asarray([9, 4, 6])
+    loss = full_sum_loss(scores, lengths, topologies.ngram(text, order=2).shared())
+    triple = ngram_triple(text, order=2)
+    expected = [score(triple, scores[:n, b]) for b, n in enumerate(lengths)]
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
 def test_weights_by_arc_class_are_the_weights():
     utterances = [[[1, 2, 3], [4, 5]], [[3]], [[5, 4], [1, 2, 3]]]
     automata, classes = topologies.hmm(
