@@ -9,6 +9,9 @@ so (RASR's callback, a plain function, lacks that attribute):
 * ``"get_loss_and_error_signal"``: the command that RETURNN's control module sends when it runs in
   the control loop: ``(segment_name, segment_length, log_posteriors [T, L])`` gives
   ``(loss, error_signal [T, L])``.
+
+With ``*.input-in-log-space = true`` the criterion takes what is passed as ``posteriors=`` for
+log-posteriors, which is what RETURNN's control module passes in ``iterate-corpus``.
 """
 
 from __future__ import annotations
@@ -48,6 +51,7 @@ class SprintCallback:
     def __init__(self, config: Configuration) -> None:
         self._config = config
         self._exporter = AutomatonExporter(config.select("alignment-fsa-exporter"))
+        self._in_log_space = config.get_bool("input-in-log-space", False)
         self._corpus: Corpus | None = None
         self._criterion: Criterion | None = None
         self._commands: dict[str, Callable[..., Any]] = {
@@ -179,6 +183,8 @@ class SprintCallback:
             raise ValueError("calculate_criterion needs either posteriors or log_posteriors")
         if alignment is not None and orthography is not None:
             raise ValueError("calculate_criterion needs an alignment or an orthography, not both")
+        if posteriors is not None and self._in_log_space:
+            posteriors, log_posteriors = None, posteriors
         if log_posteriors is not None:
             scores = _matrix("log_posteriors", log_posteriors)
         else:
