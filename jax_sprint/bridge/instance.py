@@ -31,7 +31,7 @@ __all__ = ["SprintSubprocessInstance"]
 
 PROTOCOL_VERSION = 1
 # After its pipe has ended, the process should soon be gone as well, and have an exit status.
-_DEATH_PATIENCE = 2.0
+_DEATH_PATIENCE = 1.0
 
 
 class SprintSubprocessInstance:

@@ -69,6 +69,11 @@ class Fake:
 
     def start(self):
         fault = self.fault
+        if "starts" in self.config:
+            with open(self.config["starts"], "a") as file:
+                file.write("started\n")
+        if fault == "meet":
+            self.meet()
         if fault == "dies":
             print("cannot open my licence file", file=sys.stderr)
             sys.exit(3)
@@ -132,6 +137,19 @@ class Fake:
     def do_export_allophone_state_fsa_by_segment_name(self, name):
         return ("ok", *expected_automaton(name))
 
+    def meet(self):
+        """Waits until as many processes as expected have come here; alone, that is for ever."""
+        folder = self.config["meet"]
+        self.meetings = getattr(self, "meetings", 0) + 1
+        open(os.path.join(folder, f"{self.meetings}-{os.getpid()}"), "w").close()
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            here = [n for n in os.listdir(folder) if n.startswith(f"{self.meetings}-")]
+            if len(here) >= int(self.config["number"]):
+                return
+            time.sleep(0.01)
+        sys.exit(9)
+
     def misbehave(self, fault, reply):
         whole = pickle.dumps(reply, 4)
         frame = struct.pack("<i", len(whole)) + whole
@@ -165,6 +183,8 @@ class Fake:
             return ("ok", os.system, 1)
         if fault == "hang":
             time.sleep(60)
+        if fault == "meet":
+            self.meet()
         if fault == "slow":
             time.sleep(self.patience)
         if fault == "stop":
