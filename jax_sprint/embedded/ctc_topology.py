@@ -42,7 +42,8 @@ def add_ctc_blanks(graph: LabelGraph, blank: int, emission: Callable[[int], int]
         if state in done:
             continue
         done.add(state)
-        here = arcs[state] or []
+        here = arcs[state]
+        assert here is not None  # only living states are reached
         loops = [label for label, target, _ in here if target == state and label != blank]
         if len(loops) > 1:
             raise AutomatonError(

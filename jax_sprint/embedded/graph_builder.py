@@ -97,7 +97,8 @@ class AllophoneStateGraphBuilder:
             orthography: words separated by white space.
 
         Returns:
-            The automaton, in RASR's conventions.
+            The automaton, in RASR's conventions.  With the CTC topology an empty orthography gives
+            blanks only, where RASR crashes.
 
         Raises:
             OutOfVocabularyError: a word that is not in the lexicon, nor can be replaced.
@@ -109,7 +110,7 @@ class AllophoneStateGraphBuilder:
     def _build(self, orthography: str) -> Automaton:
         words = self._parser.parse(orthography)
         model = compose(self._context, self._parser.phoneme_graph(words))
-        if not model.arcs:
+        if not any(model.arcs) and (not model.arcs or self._blank is None):
             raise AutomatonError(
                 f"no sequence of allophones is possible for the orthography {orthography!r}. "
                 "Causes are an empty orthography without optional silence, words that cannot "

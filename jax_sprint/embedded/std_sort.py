@@ -3,7 +3,7 @@
 RASR sorts the arcs it exports with `std::sort`, which is not stable, and then merges equal arcs
 where they are neighbours.  Where several arcs connect the same two states, the order among them
 decides what is merged.  Facts about libstdc++: introspective sort with median of three, stretches
-of up to 16 elements left for a final insertion sort.
+of up to 16 elements left for a final insertion sort, a heap where the halves stay too unequal.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ def unstable_order(keys: list[int]) -> list[int]:
         first, last, depth = stack.pop()
         while last - first > _THRESHOLD:
             if depth == 0:
-                # Keys that defeat the median of three; libstdc++ would sort by heap.
-                items[first:last] = sorted(items[first:last])
+                items[first:last] = _heap_sorted(items[first:last])
                 break
             depth -= 1
             cut = _partition_around_median(items, first, last)
@@ -64,6 +63,35 @@ def _partition_around_median(items: list[tuple[int, int]], first: int, last: int
             return low
         items[low], items[high] = items[high], items[low]
         low += 1
+
+
+def _heap_sorted(heap: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """What is done with a stretch that the median of three keeps cutting badly."""
+    for root in range(len(heap) // 2 - 1, -1, -1):
+        _sift(heap, root, len(heap), heap[root])
+    for last in range(len(heap) - 1, 0, -1):
+        item = heap[last]
+        heap[last] = heap[0]
+        _sift(heap, 0, last, item)
+    return heap
+
+
+def _sift(heap: list[tuple[int, int]], root: int, count: int, item: tuple[int, int]) -> None:
+    """Lets a hole sink from `root` to a leaf by way of the larger children, then `item` rise."""
+    hole = root
+    while 2 * hole + 2 < count:
+        child = 2 * hole + 2
+        if heap[child][0] < heap[child - 1][0]:
+            child -= 1
+        heap[hole] = heap[child]
+        hole = child
+    if 2 * hole + 2 == count:
+        heap[hole] = heap[count - 1]
+        hole = count - 1
+    while hole > root and heap[(hole - 1) // 2][0] < item[0]:
+        heap[hole] = heap[(hole - 1) // 2]
+        hole = (hole - 1) // 2
+    heap[hole] = item
 
 
 def _insertion_sort(items: list[tuple[int, int]]) -> None:
