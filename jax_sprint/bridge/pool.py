@@ -140,15 +140,16 @@ class SprintInstancePool:
         error_signal = np.zeros(log_posteriors.shape, np.float32)
         batch = Batch()
         jobs = []
-        for b in np.flatnonzero(lengths):
-            length = int(lengths[b])
+        for b, length in enumerate(lengths.tolist()):
+            if not length:
+                continue
             frames = log_posteriors[:length, b]
             # The minimum is NaN if anything is.
             if np.isnan(frames.min()):
                 loss[b] = np.nan
                 continue
             ask = _loss_request(names[b], frames, b, loss, error_signal[:length, b])
-            jobs.append(Job(batch, int(b), names[b], length, ask))
+            jobs.append(Job(batch, b, names[b], length, ask))
         self._run(crew, batch, jobs)
         return loss, error_signal
 

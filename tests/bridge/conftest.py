@@ -58,18 +58,17 @@ def left_behind() -> tuple[int, int, int]:
     return process.num_fds(), threading.active_count(), len(process.children(recursive=True))
 
 
-@pytest.fixture(autouse=True)
-def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+@pytest.fixture
+def nothing_left_behind() -> Iterator[None]:
     """No file descriptor, thread or child process outlives a test."""
-    gc.collect()
     before = left_behind()
     yield
     deadline = time.monotonic() + 5
     while True:
-        gc.collect()
         after = left_behind()
-        if after <= before and all(a <= b for a, b in zip(after, before, strict=True)):
+        if all(a <= b for a, b in zip(after, before, strict=True)):
             return
+        gc.collect()
         if time.monotonic() > deadline:
             break
         time.sleep(0.05)

@@ -14,6 +14,9 @@ from jax_sprint.bridge import SprintInstancePool, SprintOptions, SprintSubproces
 from jax_sprint.bridge.options import default_control_module
 from jax_sprint.errors import SprintRequestError
 
+pytestmark = pytest.mark.usefixtures("nothing_left_behind")
+
+
 MODEL = Path(__file__).with_name("ancestor_model.py")
 OTHER = os.environ.get("JAX_SPRINT_OTHER_PYTHON")
 INTERPRETERS = [

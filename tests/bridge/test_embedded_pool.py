@@ -10,6 +10,8 @@ import pytest
 from jax_sprint.bridge import SprintInstancePool, SprintOptions
 from jax_sprint.errors import SprintRequestError
 
+pytestmark = pytest.mark.usefixtures("nothing_left_behind")
+
 
 def golden(golden_dir: Path, name: str) -> tuple[SprintOptions, np.lib.npyio.NpzFile]:
     options = SprintOptions(

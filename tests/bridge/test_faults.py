@@ -22,6 +22,8 @@ from jax_sprint.errors import (
     SprintTimeoutError,
 )
 
+pytestmark = pytest.mark.usefixtures("nothing_left_behind")
+
 
 def posteriors(length: int = 4, labels: int = 3, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(length, labels)).astype(np.float32)

@@ -20,6 +20,8 @@ from jax_sprint.errors import (
     SprintTimeoutError,
 )
 
+pytestmark = pytest.mark.usefixtures("nothing_left_behind")
+
 
 def make_batch(lengths, labels: int = 5, seed: int = 0):
     rng = np.random.default_rng(seed)

@@ -123,7 +123,7 @@ class _Reader:
         if not isinstance(target, (DTypeState, ArrayState)):
             raise FormatError("no state can be set on %s" % short(target))
         target.build(state)
-        if isinstance(target, ArrayState):
+        if isinstance(target, ArrayState) and target.array is not None:
             self.spend(target.array.nbytes)
 
     def recall(self, index):
