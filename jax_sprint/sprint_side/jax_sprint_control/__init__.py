@@ -59,10 +59,11 @@ def getSegmentList(corpusName="", segmentList=(), segmentsInfo=None, config="", 
         config: the string of `--*.python-segment-order-config`, the same as for `init`.
 
     Returns:
-        Iterator over full names: each is what the parent asks for next.  Inside the control loop,
-        where Sprint only wants to know which segments there are, it is `segmentList` itself.
+        Iterator over full names: each is what the parent asks for next.  While Sprint answers a
+        question of ours it only wants to know which segments there are (to look one up, it walks
+        through the whole corpus, in our order); then it is `segmentList` itself.
     """
     control = PythonControl.shared(Settings.parse(config))
-    if control.in_control_loop:
+    if control.asking:
         return iter(segmentList)
     return control.segment_names(segmentList)

@@ -86,7 +86,7 @@ class PythonControl:
 
     Attributes:
         callback: Sprint's function, or None while Sprint gave none.
-        in_control_loop: whether Sprint left control to us.
+        asking: whether we wait for the answer of Sprint's callback.
         current: the request that Sprint is working on, or None.
     """
 
@@ -96,7 +96,7 @@ class PythonControl:
         self.settings = settings
         self.callback = None
         self.version_number = None
-        self.in_control_loop = False
+        self.asking = False
         self.current = None
         self._ended = False
         self._parent = os.getppid()
@@ -132,12 +132,8 @@ class PythonControl:
         """Answers requests until the parent says exit or is gone."""
         if callback is not None:
             self.callback = callback
-        self.in_control_loop = True
-        try:
-            for request in self._requests():
-                self._answer_by_callback(request, None, None)
-        finally:
-            self.in_control_loop = False
+        for request in self._requests():
+            self._answer_by_callback(request, None, None)
 
     def segment_names(self, segment_list):
         """Names of the segments that the parent asks for, one after the other.
@@ -304,7 +300,7 @@ class PythonControl:
         return _NAME, PROTOCOL_VERSION
 
     def _export(self, segment_name):
-        states, arcs, edges, weights = self._need_callback()(
+        states, arcs, edges, weights = self._ask(
             "export_allophone_state_fsa_by_segment_name", as_str(segment_name)
         )
         return int(states), int(arcs), edges, weights
@@ -324,12 +320,17 @@ class PythonControl:
             )
         return Request(self, name, log_posteriors.astype(np.float32, copy=False))
 
-    def _need_callback(self):
+    def _ask(self, command, *arguments, **keywords):
+        """Asks Sprint."""
         if self.callback is None:
             raise RuntimeError(
                 "Sprint gave no callback; enable its PythonControl (action = python-control)"
             )
-        return self.callback
+        self.asking = True
+        try:
+            return self.callback(command, *arguments, **keywords)
+        finally:
+            self.asking = False
 
     def _answer_by_callback(self, request, orthography, alignment):
         try:
@@ -344,23 +345,22 @@ class PythonControl:
             request.fail(describe(error))
 
     def _calculate(self, request, orthography, alignment):
-        callback = self._need_callback()
         arguments = {"segment_name": request.segment}
         if alignment is not None:
             arguments["alignment"] = np.asarray(alignment, dtype=np.float32)
         else:
             if orthography is None:
-                orthography = callback("get_orthography_by_segment_name", request.segment)
+                orthography = self._ask("get_orthography_by_segment_name", request.segment)
             arguments["orthography"] = orthography
         # Sprint's matrices are (labels, frames).
-        if alignment is None and "log_posteriors" in getattr(callback, "offers", ()):
+        if alignment is None and "log_posteriors" in getattr(self.callback, "offers", ()):
             arguments["log_posteriors"] = request.log_posteriors.T
             error_type = "error-signal"
         else:
             arguments["posteriors"] = np.exp(request.log_posteriors).T
             error_type = "error-signal-before-softmax"
         arguments["output_error_type"] = self.settings.output_error_type or error_type
-        loss, error_signal = callback("calculate_criterion", **arguments)
+        loss, error_signal = self._ask("calculate_criterion", **arguments)
         if loss is None:
             return None, None
         if error_signal is None:
