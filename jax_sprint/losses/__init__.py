@@ -1,4 +1,4 @@
-"""The two losses: `sprint_loss` asks Sprint through a callback, `full_sum_loss` sums over automata."""
+"""The losses: `sprint_loss` asks Sprint by callback, `full_sum_loss` sums over automata."""
 
 from jax_sprint.losses._callback import sprint_loss
 from jax_sprint.losses._full_sum import full_sum_loss

@@ -74,8 +74,9 @@ def sprint_loss(
         `return_valid=True` the pair (loss, valid [B] bool).
 
     Raises:
-        ValueError: an argument has the wrong rank, dtype or batch size, or `tags` is a Python list
-            inside a traced program, into which it would be frozen.
+        ValueError: an argument has the wrong rank, dtype or batch size, `tags` is a Python list
+            inside a traced program, into which it would be frozen, or `log_posteriors` is so large
+            that this jax, on CPUs with this many devices, would hang (the message says what to do).
         SprintError: Sprint failed, or the pool is closed.  From inside a compiled program JAX
             passes on only the message, in a `jax.errors.JaxRuntimeError`.
     """
@@ -127,21 +128,39 @@ class _InPieces:
 
 # Elements of float32: XLA's CPU client copies up to 100 KiB on the calling thread.
 _INLINE_SIZE = 24_000
+# Every piece costs some 30 ms of compilation.
+_MOST_PIECES = 256
 
 
 def _copies_may_starve() -> bool:
     """Whether reading a large argument on the host can hang for ever.
 
     Up to jax 0.11 a callback's arguments larger than 100 KiB are copied by a task of the CPU
-    client's thread pool.  That pool has one thread per core or device, whichever are more, and a
-    program with a callback occupies one per device: where no thread is left, on a single core or
-    with forced host devices, reading the argument waits for a copy that never starts.  Smaller
-    arguments are copied at once.
+    client's thread pool.  That pool has one thread per core (the environment variable NPROC can
+    say another number) or device, whichever are more, and a program with a callback occupies one
+    per device: where no thread is left, on a single core or with forced host devices, reading the
+    argument waits for a copy that never starts.  Smaller arguments are copied at once.
     """
     if jax.default_backend() != "cpu" or jax.__version_info__ >= (0, 12):
         return False
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return jax.local_device_count() >= (cores or 1)
+    threads = os.environ.get("NPROC", "")
+    if not threads.isdecimal():
+        has_affinity = hasattr(os, "sched_getaffinity")
+        threads = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
+    return jax.local_device_count() >= int(threads or 1)
+
+
+def _in_pieces(array: jax.Array) -> list[jax.Array]:
+    if array.size > _MOST_PIECES * _INLINE_SIZE:
+        raise ValueError(
+            f"log_posteriors of shape {array.shape} are too large for a callback here: jax "
+            f"{jax.__version__} on CPU hangs on them, since {jax.local_device_count()} devices "
+            "occupy every thread of its client.  Set the environment variable NPROC to a number "
+            "larger than that of the devices before jax starts, use jax 0.12 or later, or split "
+            f"the batch until a call has at most {_MOST_PIECES * _INLINE_SIZE} elements"
+        )
+    flat = array.reshape(-1)
+    return [flat[i : i + _INLINE_SIZE] for i in range(0, flat.size, _INLINE_SIZE)]
 
 
 def _resolve(sprint: Any) -> SprintInstancePool:
@@ -250,10 +269,9 @@ def _ask_in_program(host_call: _HostCall) -> Any:
         )
         axes = _varying(log_posteriors)
         if _copies_may_starve():
-            flat = log_posteriors.reshape(-1)
-            pieces = [flat[i : i + _INLINE_SIZE] for i in range(0, flat.size, _INLINE_SIZE)]
+            asked = _InPieces(host_call, log_posteriors.shape)
             loss, error_signal = jax.pure_callback(
-                _InPieces(host_call, log_posteriors.shape), result, seq_lengths, tags, *pieces
+                asked, result, seq_lengths, tags, *_in_pieces(log_posteriors)
             )
         else:
             loss, error_signal = jax.pure_callback(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_sprint.automata import Automata
-from jax_sprint.kernels._inputs import check, prepare
+from jax_sprint.kernels._inputs import at_least_one_frame, check, prepare
 from jax_sprint.kernels._partition import partition
 
 __all__ = ["full_sum_loss"]
@@ -42,7 +42,7 @@ def _loss(
         log_prior,
         prior_scale,
     )
-    return partition(time_axis, log_posteriors, *problem)
+    return partition(time_axis, at_least_one_frame(log_posteriors, time_axis), *problem)
 
 
 def full_sum_loss(

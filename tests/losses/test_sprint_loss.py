@@ -370,3 +370,15 @@ def test_automatic_sharding_gathers_the_batch(pool):
     np.testing.assert_allclose(total, 2 * np.square(values, dtype=np.float64).sum(), rtol=1e-5)
     np.testing.assert_allclose(gradient, 4 * values, rtol=1e-6)
     assert pool.calls == [(200, 8, 256)]
+
+
+@pytest.mark.skipif(jax.__version_info__ >= (0, 12), reason="this jax does not hang on them")
+def test_arguments_on_which_jax_would_hang_are_refused(pool, monkeypatch):
+    monkeypatch.delenv("NPROC", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    shape = jax.ShapeDtypeStruct((1000, 8, 1000), jnp.float32)
+    lengths, tags = np.full(8, 1000, np.int32), encode_tags(["t"] * 8)
+    with pytest.raises(ValueError, match="NPROC"):
+        jax.eval_shape(lambda s: sprint_loss(s, lengths, tags, sprint=pool), shape)
+    monkeypatch.setenv("NPROC", "64")
+    assert jax.eval_shape(lambda s: sprint_loss(s, lengths, tags, sprint=pool), shape).shape == (8,)
