@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from jax_sprint.embedded.corpus import Recording, Segment, Speaker
 from jax_sprint.embedded.errors import CorpusError
-from jax_sprint.embedded.lexicon import normalize_blanks
+from jax_sprint.embedded.transcription import Transcription
 from jax_sprint.embedded.xml_stream import XmlHandler, parse_xml
 
 __all__ = ["read_corpus"]
@@ -100,9 +100,7 @@ class _CorpusReader(XmlHandler):
         self._section = section
         self._depth = depth
         self._stack: list[str] = []
-        self._skipping = 0
-        self._orth: list[str] | None = None
-        self._alternatives: list[int] = []
+        self._transcription: Transcription | None = None
         self._segment: Segment | None = None
         self._description: tuple[str, str | None] | None = None
         self._gender: list[str] | None = None
@@ -115,13 +113,13 @@ class _CorpusReader(XmlHandler):
         if not stack and tag != "corpus":
             raise self.fail(f"the root element is <{tag}>, not <corpus>; is this a Bliss corpus?")
         stack.append(tag)
-        if self._orth is not None:
-            self._start_inside_orth(tag)
+        if self._transcription is not None:
+            self._transcription.start(tag)
         elif tag == "segment":
             self._start_segment(attributes)
         elif tag == "orth":
             if self._segment is not None:
-                self._orth = []
+                self._transcription = Transcription()
         elif tag in _SECTIONS:
             self._start_section(tag, attributes)
         elif tag == "speaker":
@@ -135,19 +133,20 @@ class _CorpusReader(XmlHandler):
             self._include(attributes)
 
     def text(self, data: str) -> None:
-        if self._orth is not None:
-            if not self._skipping:
-                self._orth.append(data)
+        if self._transcription is not None:
+            self._transcription.text(data)
         elif self._gender is not None and self._stack[-1] == "gender":
             self._gender.append(data)
 
     def end(self, tag: str) -> None:
         self._stack.pop()
-        if self._orth is not None:
-            if tag == "orth" and not self._alternatives:
-                self._end_orth()
-            else:
-                self._end_inside_orth(tag)
+        if self._transcription is not None:
+            try:
+                text = self._transcription.end(tag)
+            except ValueError as problem:
+                raise self.fail(str(problem)) from None
+            if text is not None:
+                self._end_orth(text)
         elif tag == "segment":
             self._end_segment()
         elif tag in _SECTIONS:
@@ -272,30 +271,9 @@ class _CorpusReader(XmlHandler):
             self._segment = None
 
     # -- transcriptions -------------------------------------------------------------------------
-    # <alternatives> holds several <orth>, of which RASR's plain text is the first; <optional> is
-    # the alternative of itself and nothing.  Other elements count as what they contain.
 
-    def _start_inside_orth(self, tag: str) -> None:
-        if self._skipping:
-            self._skipping += 1
-        elif tag == "alternatives":
-            self._alternatives.append(0)
-        elif tag == "orth" and self._alternatives:
-            self._alternatives[-1] += 1
-            if self._alternatives[-1] > 1:
-                self._skipping = 1
-
-    def _end_inside_orth(self, tag: str) -> None:
-        if self._skipping:
-            self._skipping -= 1
-        elif tag == "alternatives":
-            if not self._alternatives.pop():
-                raise self.fail("<alternatives> must hold at least one <orth>")
-            self._orth.append(" ")  # type: ignore[union-attr]
-
-    def _end_orth(self) -> None:
-        text = normalize_blanks("".join(self._orth or ()))
-        self._orth = None
+    def _end_orth(self, text: str) -> None:
+        self._transcription = None
         if self._run.upper:
             text = _change_case(text, str.upper)
         if self._run.lower:
