@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -68,15 +69,13 @@ def compare_routes(
     routes = [
         route(pool, part.tags, buckets, len(part.labels)) for route in (FsaRoute, CallbackRoute)
     ]
-    functions = [_loss_and_gradient(model, route) for route in routes]
+    functions = [_loss_and_gradient(route) for route in routes]
+    forward = jax.jit(partial(model.apply, train=False))
     for batch, rows in part.batches(buckets, _BATCH_SIZE):
+        logits = forward(parameters, batch.features, batch.lengths)
+        lengths = output_lengths(batch.lengths)
         (loss, gradient), (other_loss, other_gradient) = (
-            function(
-                parameters,
-                batch.features,
-                batch.lengths,
-                route.targets(batch.bucket, batch.indices),
-            )
+            function(logits, lengths, route.targets(batch.bucket, batch.indices))
             for route, function in zip(routes, functions, strict=True)
         )
         loss, other_loss = np.asarray(loss)[:rows], np.asarray(other_loss)[:rows]
@@ -102,14 +101,12 @@ def _relative(values: np.ndarray, others: np.ndarray) -> float:
     return float(apart.max(initial=0.0))
 
 
-def _loss_and_gradient(model: AcousticModel, route: Route) -> Callable[..., Any]:
+def _loss_and_gradient(route: Route) -> Callable[..., Any]:
     @jax.jit
-    def function(parameters, features, lengths, targets):
-        logits = model.apply(parameters, features, lengths, train=False)
-
+    def function(logits, lengths, targets):
         def total(logits):
             log_posteriors = jnp.swapaxes(jax.nn.log_softmax(logits), 0, 1)
-            loss, valid = route.loss(log_posteriors, output_lengths(lengths), targets)
+            loss, valid = route.loss(log_posteriors, lengths, targets)
             return jnp.sum(jnp.where(valid, loss, jnp.float32(0))), loss
 
         gradient, loss = jax.grad(total, has_aux=True)(logits)

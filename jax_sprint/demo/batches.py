@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Batch", "Bucket", "batch_stream", "make_batch", "make_buckets", "padding_share"]
+__all__ = [
+    "Batch",
+    "Bucket",
+    "batch_stream",
+    "make_batch",
+    "make_buckets",
+    "padding_share",
+    "spec_augment",
+]
 
 
 @dataclass(frozen=True)
@@ -138,3 +146,40 @@ def batch_stream(
                 continue
             made += 1
             yield make_batch(index, buckets[index].num_frames, members, features)
+
+
+def spec_augment(
+    rng: np.random.Generator,
+    features: np.ndarray,
+    lengths: np.ndarray,
+    *,
+    masks: int = 2,
+    max_bins: int = 9,
+    max_frames: int = 7,
+) -> np.ndarray:
+    """Sets random bands of bins and stretches of frames to zero, the mean of the features.
+
+    After Park et al., "SpecAugment", Interspeech 2019, without the time warping.
+
+    Args:
+        rng: of the random choice.
+        features: [B, T, D] float32, each sequence with mean zero.
+        lengths: [B] int32, valid frames.
+        masks: bands, and stretches, per sequence.
+        max_bins: most bins in a band.
+        max_frames: most frames in a stretch.
+
+    Returns:
+        [B, T, D] float32, a copy.
+    """
+    batch, length, bins = features.shape
+    result = features.copy()
+    for _ in range(masks):
+        for axis, size, widest in ((2, bins, max_bins), (1, length, max_frames)):
+            extent = np.full(batch, bins) if axis == 2 else lengths
+            begin = (rng.uniform(size=batch) * extent).astype(np.int64)[:, None]
+            end = begin + rng.integers(0, widest + 1, (batch, 1))
+            place = np.arange(size)[None, :]
+            masked = (place >= begin) & (place < end)
+            result[masked[:, None, :].repeat(length, 1) if axis == 2 else masked] = 0.0
+    return result

@@ -20,7 +20,7 @@ from jax_sprint.demo.routes import FsaRoute
 __all__ = ["Evaluator", "Scores", "error_rate"]
 
 _BATCH_SIZE = 64
-_NUM_BUCKETS = 3
+_NUM_BUCKETS = 2
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class AcousticModel(nn.Module):
     """
 
     num_labels: int
-    width: int = 128
+    width: int = 96
     dilations: tuple[int, ...] = (1, 1, 2, 2, 3)
     dropout: float = 0.1
 

@@ -14,13 +14,13 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from jax_sprint.demo.batches import Bucket, batch_stream
+from jax_sprint.demo.batches import Bucket, batch_stream, spec_augment
 from jax_sprint.demo.dataset import Part
 from jax_sprint.demo.features import NUM_MEL_BINS
 from jax_sprint.demo.model import SUBSAMPLING, AcousticModel, output_lengths
 from jax_sprint.demo.routes import Route
 
-__all__ = ["Recipe", "Trained", "initial_parameters", "spec_augment", "train"]
+__all__ = ["Recipe", "Trained", "initial_parameters", "train"]
 
 Parameters = Any
 
@@ -41,7 +41,7 @@ class Recipe:
 
     steps: int
     batch_size: int = 32
-    num_buckets: int = 5
+    num_buckets: int = 4
     warm_up: float = 0.3
     learning_rate: float = 3e-3
     weight_decay: float = 1e-3
@@ -144,6 +144,7 @@ def train(
         seed=recipe.seed,
         warm_up=round(recipe.warm_up * recipe.steps),
     )
+    augmentation = np.random.default_rng([recipe.seed, 1])
     done = Trained(parameters)
     seen: set[int] = set()
     began, cpu_began = time.perf_counter(), time.process_time()
@@ -157,9 +158,8 @@ def train(
     for number, batch in enumerate(bar):
         step_began = time.perf_counter()
         targets = route.targets(batch.bucket, batch.indices)
-        state, loss = step(
-            state, batch.features, batch.lengths, targets, jax.random.fold_in(key, number)
-        )
+        masked = spec_augment(augmentation, batch.features, batch.lengths)
+        state, loss = step(state, masked, batch.lengths, targets, jax.random.fold_in(key, number))
         done.loss.append(float(loss))
         done.milliseconds.append(1e3 * (time.perf_counter() - step_began))
         done.frames.append(int(batch.lengths.sum()))
@@ -180,13 +180,9 @@ def _make_step(
 ) -> Callable[..., Any]:
     def step(state, features, lengths, targets, key):
         parameters, optimizer_state = state
-        mask_key, drop_key = jax.random.split(key)
-        features = spec_augment(mask_key, features, lengths)
 
         def mean_loss(parameters):
-            logits = model.apply(
-                parameters, features, lengths, train=True, rngs={"dropout": drop_key}
-            )
+            logits = model.apply(parameters, features, lengths, train=True, rngs={"dropout": key})
             log_posteriors = jnp.swapaxes(jax.nn.log_softmax(logits), 0, 1)
             loss, valid = route.loss(log_posteriors, output_lengths(lengths), targets)
             # One segment without a path must not make the whole batch infinite.
@@ -198,42 +194,3 @@ def _make_step(
         return (optax.apply_updates(parameters, update), optimizer_state), loss
 
     return jax.jit(step, donate_argnums=0)
-
-
-def spec_augment(
-    key: jax.Array,
-    features: jax.Array,
-    lengths: jax.Array,
-    *,
-    masks: int = 2,
-    max_bins: int = 10,
-    max_frames: int = 8,
-) -> jax.Array:
-    """Sets random bands of bins and stretches of frames to zero, the mean of the features.
-
-    After Park et al., "SpecAugment", Interspeech 2019, without the time warping.
-
-    Args:
-        key: of the random choice.
-        features: [B, T, D] float32, each sequence with mean zero.
-        lengths: [B] int32, valid frames.
-        masks: bands, and stretches, per sequence.
-        max_bins: a band is narrower than that.
-        max_frames: a stretch is shorter than that.
-
-    Returns:
-        [B, T, D] float32.
-    """
-    batch, length, bins = features.shape
-    hidden = jnp.zeros((batch, length, bins), bool)
-    for number, key_pair in enumerate(jax.random.split(key, (2 * masks, 2))):
-        on_bins = number < masks
-        size, limit = (bins, max_bins) if on_bins else (length, max_frames)
-        width = jax.random.randint(key_pair[0], (batch, 1), 0, limit)
-        position = jax.random.uniform(key_pair[1], (batch, 1))
-        extent = jnp.full((batch, 1), bins, jnp.int32) if on_bins else lengths[:, None]
-        begin = (position * extent.astype(jnp.float32)).astype(jnp.int32)
-        place = jnp.arange(size)[None, :]
-        masked = (place >= begin) & (place < begin + width)
-        hidden |= masked[:, None, :] if on_bins else masked[:, :, None]
-    return jnp.where(hidden, jnp.float32(0), features)
