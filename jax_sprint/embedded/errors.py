@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = [
     "AutomatonError",
     "ConfigurationError",
+    "ControlModuleError",
     "CorpusError",
     "EmbeddedError",
     "InputFileError",
@@ -25,6 +26,10 @@ class EmbeddedError(Exception):
 
 class ConfigurationError(EmbeddedError, ValueError):
     """A configuration that cannot be read, or a parameter whose value makes no sense."""
+
+
+class ControlModuleError(EmbeddedError):
+    """The control module cannot be loaded, or did what would end RASR."""
 
 
 class InputFileError(EmbeddedError, ValueError):

@@ -3,8 +3,9 @@
 Parameters of the application, named as RASR's:
 
 ===============================  ==================================================================
-``action``                       ``python-control``; anything else is refused
-``python-control-enabled``       must not be off
+``action``                       ``python-control`` (default), or
+                                 ``supervised-segmentwise-training``: see `embedded.trainer`
+``python-control-enabled``       whether a trainer has a control module (default: no)
 ``pymod-path``                   folder that is put on Python's path
 ``pymod-name``                   module to import from there
 ``pymod-config``                 string that is passed on to its ``init``
@@ -12,7 +13,7 @@ Parameters of the application, named as RASR's:
 ``extract-features``             for ``iterate-corpus``: must be off, we read no audio
 ``corpus.python-segment-order``  and its ``-pymod-path``, ``-pymod-name``, ``-config``,
                                  ``-with-segment-info``: ask ``getSegmentList`` for the order
-                                 (``iterate-corpus`` only)
+                                 (``iterate-corpus`` and training)
 ``report-unused``                ours: list resources that nothing asked for, on standard error
 ``load-at-start``                ours: ``yes``: read corpus and lexicon before the control module
                                  is called, so that mistakes show at once; ``no``: at first use,
@@ -34,17 +35,13 @@ from typing import Any
 from jax_sprint.embedded.callback import VERSION_NUMBER, SprintCallback
 from jax_sprint.embedded.config import Configuration
 from jax_sprint.embedded.corpus import Segment
-from jax_sprint.embedded.errors import ConfigurationError, EmbeddedError
+from jax_sprint.embedded.errors import ConfigurationError, ControlModuleError
 
-__all__ = ["ControlModuleError", "Host"]
+__all__ = ["Host", "check_arguments"]
 
 
 # Bytes that are read in about a tenth of a second.
 _SMALL = 1 << 20
-
-
-class ControlModuleError(EmbeddedError):
-    """The control module cannot be loaded, or raised where RASR would end."""
 
 
 class Host:
@@ -61,18 +58,17 @@ class Host:
 
     def _check(self) -> None:
         config = self.config
-        config.get_choice("action", ["python-control"], "python-control")
-        if not config.get_bool("python-control-enabled", True):
-            raise config.error(
-                "python-control-enabled", "it is off, but hosting a control module is all we do"
-            )
+        actions = ["python-control", "supervised-segmentwise-training"]
+        self._train = config.get_choice("action", actions, actions[0]) == actions[1]
+        # As in RASR only a trainer can do without.
+        self._controlled = not self._train or config.get_bool("python-control-enabled", False)
         self._loop_type = config.get_choice(
             "python-control-loop-type",
             ["python-control-loop", "iterate-corpus"],
             "python-control-loop",
         )
         features = config.get_bool("extract-features", self._loop_type == "iterate-corpus")
-        if self._loop_type == "iterate-corpus" and features:
+        if self._loop_type == "iterate-corpus" and features and not self._train:
             raise config.error(
                 "extract-features", "it is on by default, but we read no audio; set it to 'no'"
             )
@@ -86,6 +82,25 @@ class Host:
             SystemExit: the control module raised it.
             Exception: whatever else the control module raised.
         """
+        control = self._make_control() if self._controlled else None
+        if self._train:
+            from jax_sprint.embedded.trainer import SegmentwiseTrainer
+
+            trainer = SegmentwiseTrainer(
+                self.config,
+                self.callback,
+                lambda config: self._load(config, "pymod-path", "pymod-name"),
+            )
+            trainer.run(self._segments(), control)
+        elif self._loop_type == "iterate-corpus":
+            self._iterate_corpus(control)
+        else:
+            assert control is not None
+            control.run_control_loop(callback=self.callback)
+        if control is not None:
+            control.exit()
+
+    def _make_control(self) -> Any:
         config = self.config
         module = self._load(config, "pymod-path", "pymod-name")
         init = getattr(module, "init", None)
@@ -96,7 +111,7 @@ class Host:
         self._load_files()
         control = init(
             name="Sprint.PythonControl",
-            sprint_unit="NnTrainer.pythonControl",
+            sprint_unit="SegmentwiseNnTrainer" if self._train else "NnTrainer.pythonControl",
             reference=self,
             callback=self.callback,
             version_number=VERSION_NUMBER,
@@ -104,11 +119,7 @@ class Host:
         )
         if control is None:
             raise ControlModuleError(f"init() of control module {module.__name__!r} gave None")
-        if self._loop_type == "iterate-corpus":
-            self._iterate_corpus(control)
-        else:
-            control.run_control_loop(callback=self.callback)
-        control.exit()
+        return control
 
     def _load(self, config: Configuration, path_name: str, module_name: str) -> ModuleType:
         path = config.get_path(path_name)

@@ -43,11 +43,12 @@ def run(*arguments: str, cwd) -> subprocess.CompletedProcess:
 class Sprint:
     """The embedded Sprint with our control module, driven as a parent would."""
 
-    def __init__(self, cwd, *arguments: str, control: str = "", interpreter=None, order=True):
+    def __init__(self, cwd, *arguments: str, control: str = "", order=True):
         to_parent, to_child = os.pipe(), os.pipe()
         config = f"c2p_fd:{to_parent[1]},p2c_fd:{to_child[0]},minPythonControlVersion:2{control}"
         command = [
-            *(interpreter or [sys.executable, "-P", "-m", "jax_sprint.embedded"]),
+            *[sys.executable, "-P", "-m", "jax_sprint.embedded"],
+            "--*.python-control-enabled=true",
             f"--*.pymod-path={CONTROL}",
             "--*.pymod-name=jax_sprint_control",
             f"--*.pymod-config={config}",
@@ -185,6 +186,101 @@ def test_no_path_gives_infinity_and_zero(sprint, loop):
     assert not error.any()
 
 
+TRAIN = [
+    "--*.action=supervised-segmentwise-training",
+    "--*.python-layer.dimension-input=3",
+    f"--*.python-layer.dimension-output={LABELS}",
+    "--*.trainer.frame-shift=0.02",
+]
+
+
+def test_training_with_a_python_layer(sprint):
+    plain = sprint().hello()
+    child = sprint(*TRAIN).hello()
+    # tiny/rec1/seg1 lasts 1.2 s, tiny/rec1/seg2 0.4 s
+    for tag, frames in [("tiny/rec1/seg2", 20), ("tiny/rec1/seg1", 60), ("tiny/rec1/seg2", 20)]:
+        request = ("get_loss_and_error_signal", tag, frames, log_posteriors(frames, frames))
+        found, expected = child.ask(*request), plain.ask(*request)
+        assert found[:2] == ("ok", pytest.approx(expected[1], rel=1e-6))
+        np.testing.assert_array_equal(found[2], expected[2])
+        assert child.ask("export_allophone_state_fsa_by_segment_name", tag)[0] == "ok"
+    nothing = np.full((60, LABELS), -np.inf, np.float32)
+    status, loss, error = child.ask("get_loss_and_error_signal", "tiny/rec1/seg1", 60, nothing)
+    assert (status, loss) == ("ok", np.inf)
+    assert not error.any()
+    request = ("get_loss_and_error_signal", "tiny/rec1/seg1", 50, log_posteriors(0, 50))
+    status, text = child.ask(*request)
+    assert status == "exception"
+    assert "50 frames and 45 labels, but Sprint has 60 and 45" in text
+    assert child.ask("get_loss_and_error_signal", "tiny/gone", 50, log_posteriors(0, 50)) == (
+        "exception",
+        "unknown segment 'tiny/gone': not among the 7 segments of Sprint's corpus",
+    )
+    child.channel.send(("exit",))
+    assert child.process.wait(DEADLINE) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("", ""),
+        (
+            "def forward(self, input): return input",
+            "forward() must give float32 (45, 60), not list",
+        ),
+        ("def forward(self, input): return np.zeros((45, 60))", "not float64 (45, 60)"),
+        ("def backpropagate(self, errorSignalIn): return [0]", "must give a tuple of 1"),
+        ("def isTrainable(self): return 1", "isTrainable() must give a bool"),
+        ("def getNumberOfFreeParameters(self): return -1", "an int of at least 0"),
+    ],
+)
+def test_layers_of_others_are_called_as_by_rasr(golden_dir, tmp_path, change, message):
+    """A layer without PythonControl, in the order of the corpus."""
+    (tmp_path / "layer.py").write_text(
+        "import sys\nimport numpy as np\n"
+        "class SprintNnPythonLayer:\n"
+        "    def __init__(self, **k): self.say('new', k)\n"
+        "    def say(self, *words): print(*words, file=sys.stderr)\n"
+        "    def setInputDimension(self, **k): self.say('input', k)\n"
+        "    def setOutputDimension(self, **k): self.say('output', k)\n"
+        "    def initializeNetworkParameters(self): self.say('initialize')\n"
+        "    def isTrainable(self): return True\n"
+        "    def getNumberOfFreeParameters(self): return 0\n"
+        "    def forward(self, input):\n"
+        "        self.say('forward', len(input), input[0].shape, input[0].dtype)\n"
+        "        return np.full((45, input[0].shape[1]), -np.log(45), np.float32)\n"
+        "    def backpropagate(self, errorSignalIn):\n"
+        "        self.say('backpropagate', errorSignalIn.shape, errorSignalIn.dtype)\n"
+        "        return (np.zeros((3, errorSignalIn.shape[1]), np.float32),)\n"
+        "    def finalize(self): self.say('finalize')\n"
+        f"    {change}\n"
+    )
+    (tmp_path / "segments").write_text("tiny/rec1/seg1\n")
+    result = run(
+        "--config=config/a_mono3_legacy.config",
+        *TRAIN,
+        f"--*.pymod-path={tmp_path}",
+        "--*.pymod-name=layer",
+        "--*.pymod-config=a:b",
+        f"--*.corpus.segments.file={tmp_path / 'segments'}",
+        cwd=golden_dir,
+    )
+    if message:
+        assert result.returncode == 1
+        assert message in result.stderr
+        return
+    assert result.returncode == 0
+    assert result.stderr.splitlines() == [
+        "new {'config': 'a:b'}",
+        "output {'size': 45}",
+        "input {'stream': 0, 'size': 3}",
+        "initialize",
+        "forward 1 (3, 60) float32",
+        "backpropagate (45, 60) float32",
+        "finalize",
+    ]
+
+
 def test_iterate_corpus_without_segment_order_takes_segments_as_they_come(sprint):
     child = sprint("--*.python-control-loop-type=iterate-corpus", order=False).hello()
     for tag in ("tiny/rec1/seg2", "tiny/rec2/seg1"):
@@ -311,7 +407,7 @@ CONTROL_ARGUMENTS = [f"--*.pymod-path={CONTROL}", "--*.pymod-name=jax_sprint_con
         (["--*.pymod-path=here", "--*.pymod-name=a.b"], "module 'a.b' from 'here'"),
         (["--*.pymod-name=json"], "has no function 'init'"),
         (["--*.pymod-name=json", "--*.action=show"], "action.*'show'.*python-control"),
-        (["--*.pymod-name=json", "--*.python-control-enabled=no"], "python-control-enabled"),
+        (["--*.action=supervised-segmentwise-training"], "number of labels is not given"),
         (["--*.python-control-loop-type=fast"], "'fast'; it must be one of python-control-loop"),
         (["--*.python-control-loop-type=iterate-corpus"], "extract-features"),
         (
