@@ -17,7 +17,7 @@ from jax_sprint.automata import Automata
 from jax_sprint.kernels._partition import Layout
 from jax_sprint.kernels._recursion import Graph
 
-__all__ = ["Problem", "check", "prepare"]
+__all__ = ["Problem", "at_least_one_frame", "check", "prepare"]
 
 Array = Any
 
@@ -28,9 +28,10 @@ class Problem(NamedTuple):
     am_scale: Array
     bias: Array
     arcs: Array
+    offset: Array | None
     graph: Graph
     layout: Layout
-    lengths: Array
+    real: Array
     broken: Array
 
 
@@ -99,6 +100,15 @@ def check(
             )
 
 
+def at_least_one_frame(log_posteriors: Array, time_axis: int) -> Array:
+    """Appends a padding frame where there is none at all, so that the recursions have one."""
+    if log_posteriors.shape[time_axis]:
+        return log_posteriors
+    pad = [(0, 0)] * 3
+    pad[time_axis] = (0, 1)
+    return jnp.pad(log_posteriors, pad)
+
+
 def prepare(
     num_frames: int,
     num_labels: int,
@@ -110,7 +120,10 @@ def prepare(
     log_prior: Array | None,
     prior_scale: Array,
 ) -> Problem:
-    """Scores of nodes and arcs, masks, and clamped indices, all of `dtype`."""
+    """Translates the arguments of `full_sum_loss`, after `check`, for `partition` and `solve`.
+
+    `num_frames` is T before `at_least_one_frame`; floats come out as `dtype`.
+    """
     batch = seq_lengths.shape[0]
 
     def leaf(array: Array | None) -> Array | None:
@@ -128,6 +141,7 @@ def prepare(
     broken = broken | jnp.any(slot_label >= num_labels, axis=1)
     tdp_scale = jnp.asarray(tdp_scale, dtype)
     arcs = jnp.where(weights == jnp.inf, -jnp.inf, -tdp_scale * weights)
+    arcs = jnp.where(leaf(automata.edge_position) >= 0, arcs, 0.0)
     bias = jnp.zeros(label.shape, dtype)
     if log_prior is not None:
         prior = jnp.asarray(log_prior).astype(dtype) * -jnp.asarray(prior_scale, dtype)
@@ -143,7 +157,9 @@ def prepare(
             out_node=leaf(automata.out_node),
             final=leaf(automata.node_final),
         ),
+        offset=None,
         layout=Layout(label=label, slot=leaf(automata.node_slot), slot_label=slot_label),
-        lengths=jnp.clip(seq_lengths, 0, num_frames),
+        real=jax.lax.broadcasted_iota(jnp.int32, (max(num_frames, 1), 1), 0)
+        < jnp.clip(seq_lengths, 0, num_frames)[None],
         broken=broken,
     )

@@ -36,11 +36,19 @@ from jax_sprint.kernels._recursion import (
     backward,
     forward,
     predecessors,
-    total,
 )
 from jax_sprint.kernels._semirings import LOG, SCALED, Semiring
 
-__all__ = ["Layout", "Occupancy", "label_posteriors", "node_scores", "occupancy", "partition"]
+__all__ = [
+    "Layout",
+    "Occupancy",
+    "clean_arcs",
+    "label_posteriors",
+    "node_scores",
+    "occupancy",
+    "partition",
+    "solve",
+]
 
 Array = Any
 
@@ -65,8 +73,9 @@ def node_scores(
     log_posteriors: Array,
     am_scale: Array,
     bias: Array,
+    offset: Array | None,
     layout: Layout,
-    lengths: Array,
+    real: Array,
     time_axis: int,
 ) -> tuple[Array, Array, Array]:
     """Gathers the labels' scores, once for all frames.
@@ -75,8 +84,9 @@ def node_scores(
         log_posteriors: [T, B, V], or [B, T, V] where `time_axis` is 1.
         am_scale: scalar.
         bias: [B, N], added to each frame's score of the node.
+        offset: [T, B], added to every score of the frame, or None.
         layout: labels of the nodes.
-        lengths: [B] int32.
+        real: [T, B] bool, False on padding frames.
         time_axis: 0 or 1.
 
     Returns:
@@ -84,17 +94,16 @@ def node_scores(
         scores [T, B, N], and whether a value in use is NaN or +inf [B] bool.
     """
     num_labels = log_posteriors.shape[2]
-    num_frames = log_posteriors.shape[time_axis]
     index = jnp.clip(layout.label, 0, max(num_labels - 1, 0))
     index = jnp.expand_dims(index, time_axis)
     raw = jnp.take_along_axis(log_posteriors, index, axis=2, mode="promise_in_bounds")
     peak = jnp.max(log_posteriors, axis=2, initial=-jnp.inf)
     if time_axis == 1:
         raw, peak = jnp.swapaxes(raw, 0, 1), jnp.swapaxes(peak, 0, 1)
-    frames = jax.lax.broadcasted_iota(jnp.int32, (num_frames, 1), 0)
-    real = frames < lengths[None]
     raw = raw.astype(bias.dtype)
     scaled = jnp.where(raw == -jnp.inf, -jnp.inf, raw * am_scale) + bias[None]
+    if offset is not None:
+        scaled = scaled + offset[:, :, None]
     used = real[:, :, None] & (layout.label >= 0)[None]
     bad = jnp.any(real & ~(peak < jnp.inf), axis=0)
     bad = bad | jnp.any(used & ~(scaled < jnp.inf), axis=(0, 2))
@@ -103,14 +112,9 @@ def node_scores(
     return jnp.where(real[:, :, None], scores, 0.0), raw, bad
 
 
-def _counts(semiring: Semiring, scores: Array, arcs: Array, graph: Graph, lengths: Array):
-    start, alphas = forward(semiring, scores, arcs, graph, lengths)
-    whole = total(semiring, start, alphas, graph, lengths)
-    log_total = semiring.log(whole)
-    if not scores.shape[0]:
-        return log_total, jnp.zeros_like(scores), jnp.zeros(graph.in_arc.shape, scores.dtype)
-    betas = backward(semiring, scores, arcs, graph, lengths)
-    real = jax.lax.broadcasted_iota(jnp.int32, scores.shape[:2], 0) < lengths[None]
+def _counts(semiring: Semiring, scores: Array, arcs: Array, graph: Graph, real: Array) -> tuple:
+    start, alphas, whole = forward(semiring, scores, arcs, graph, real)
+    betas = backward(semiring, scores, arcs, graph, real)
     column = tuple(part[None, :, None] for part in whole)
     node = semiring.ratio(semiring.times(alphas, betas), column)
     node = jnp.where(real[:, :, None], node, 0.0)
@@ -132,31 +136,31 @@ def _counts(semiring: Semiring, scores: Array, arcs: Array, graph: Graph, length
         flow = jnp.where(real[:, :, None], semiring.ratio(flow, column) * scale, 0.0)
         used.append(jnp.sum(flow, axis=0))
     arc = jnp.where(graph.in_arc >= 0, jnp.stack(used, axis=1), 0.0)
-    return log_total, node, arc
+    return semiring.log(whole), node, arc
 
 
 @jax.custom_jvp
-def occupancy(scores: Array, arcs: Array, graph: Graph, lengths: Array) -> Occupancy:
+def occupancy(scores: Array, arcs: Array, graph: Graph, real: Array) -> Occupancy:
     """Forward-backward.
 
     Args:
         scores: [T, B, N] log-scores of the nodes, without NaN and +inf.
         arcs: [B, E] log-scores of the edges, likewise.
         graph: the node graphs.
-        lengths: [B] int32, in 0..T.
+        real: [T, B] bool, the frames that count.
 
     Returns:
         The occupancies.
     """
-    return Occupancy(*_counts(SCALED, scores, arcs, graph, lengths))
+    return Occupancy(*_counts(SCALED, scores, arcs, graph, real))
 
 
 @occupancy.defjvp
 def _occupancy_jvp(primals: tuple, tangents: tuple) -> tuple[Occupancy, Occupancy]:
-    scores, arcs, graph, lengths = primals
+    scores, arcs, graph, real = primals
 
     def plain(scores: Array, arcs: Array) -> tuple:
-        return _counts(LOG, scores, arcs, graph, lengths)
+        return _counts(LOG, scores, arcs, graph, real)
 
     _, change = jax.jvp(plain, (scores, arcs), tangents[:2])
     return occupancy(*primals), Occupancy(*change)
@@ -199,32 +203,33 @@ def partition(
     am_scale: Array,
     bias: Array,
     arcs: Array,
+    offset: Array | None,
     graph: Graph,
     layout: Layout,
-    lengths: Array,
+    real: Array,
     broken: Array,
 ) -> Array:
     """Minus the log-sum over all paths, as in the table above.
 
     Args:
         time_axis: 0 for [T, B, V], 1 for [B, T, V].
-        log_posteriors: float, as `time_axis` says.
+        log_posteriors: float, as `time_axis` says; T > 0.
         am_scale: scalar of the dtype to compute in, as all floats below.
         bias: [B, N], added to every frame's score of a node.
         arcs: [B, E], log-scores of the edges.
+        offset: [T, B], added to the score of every label of a frame, or None.
         graph: the node graphs.
         layout: labels of the nodes.
-        lengths: [B] int32, in 0..T.
+        real: [T, B] bool, the frames that count.
         broken: [B] bool, sequences whose loss is NaN whatever else holds.
 
     Returns:
         Loss [B]; a sequence is valid where it is finite.
     """
-    scores, _, bad = node_scores(log_posteriors, am_scale, bias, layout, lengths, time_axis)
-    arcs, bad_arcs = _clean_arcs(arcs, graph)
-    start, alphas = forward(SCALED, scores, arcs, graph, lengths)
-    log_total = SCALED.log(total(SCALED, start, alphas, graph, lengths))
-    return _loss(log_total, bad | bad_arcs | broken)
+    scores, _, bad = node_scores(log_posteriors, am_scale, bias, offset, layout, real, time_axis)
+    clean, bad_arcs = clean_arcs(arcs)
+    _, _, whole = forward(SCALED, scores, clean, graph, real)
+    return _loss(SCALED.log(whole), bad | bad_arcs | broken)
 
 
 def _loss(log_total: Array, bad: Array) -> Array:
@@ -236,12 +241,9 @@ def _nonzero(tangent: Any) -> bool:
 
 
 def _partition_jvp(time_axis: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    log_posteriors, am_scale, bias, arcs, graph, layout, lengths, broken = primals
-    d_log_posteriors, d_am_scale, d_bias, d_arcs = tangents[:4]
-    scores, raw, bad = node_scores(log_posteriors, am_scale, bias, layout, lengths, time_axis)
-    clean, bad_arcs = _clean_arcs(arcs, graph)
-    counts = occupancy(scores, clean, graph, lengths)
-    loss = _loss(counts.log_total, bad | bad_arcs | broken)
+    log_posteriors, am_scale, _, _, offset, graph, layout, real, _ = primals
+    d_log_posteriors, d_am_scale, d_bias, d_arcs, d_offset = tangents[:5]
+    loss, counts, raw = solve(time_axis, *primals)
     valid = jnp.isfinite(loss)
     node = jnp.where(valid[None, :, None], counts.node, 0.0)
     change = jnp.zeros_like(loss)
@@ -255,6 +257,8 @@ def _partition_jvp(time_axis: int, primals: tuple, tangents: tuple) -> tuple[Arr
         change = change - jnp.sum(share, axis=(0, 2)) * d_am_scale
     if _nonzero(d_bias):
         change = change - jnp.sum(jnp.sum(node, axis=0) * d_bias, axis=1)
+    if offset is not None and _nonzero(d_offset):
+        change = change - jnp.sum(jnp.where(real, d_offset, 0.0), axis=0)
     if _nonzero(d_arcs):
         used = jnp.where(valid[:, None, None], counts.arc, 0.0)
         taken = jnp.where(graph.in_arc >= 0, arc_scores(d_arcs, graph.in_arc), 0.0)
@@ -264,3 +268,28 @@ def _partition_jvp(time_axis: int, primals: tuple, tangents: tuple) -> tuple[Arr
 
 
 partition.defjvp(_partition_jvp, symbolic_zeros=True)
+
+
+def clean_arcs(arcs: Array) -> tuple[Array, Array]:
+    """Arc scores without NaN and +inf, and whether a sequence has such a one."""
+    bad = ~(arcs < jnp.inf)
+    return jnp.where(bad, 0.0, arcs), jnp.any(bad, axis=1)
+
+
+def solve(
+    time_axis: int,
+    log_posteriors: Array,
+    am_scale: Array,
+    bias: Array,
+    arcs: Array,
+    offset: Array | None,
+    graph: Graph,
+    layout: Layout,
+    real: Array,
+    broken: Array,
+) -> tuple[Array, Occupancy, Array]:
+    """Loss [B], occupancies, and the nodes' unscaled scores [T, B, N]; see `partition`."""
+    scores, raw, bad = node_scores(log_posteriors, am_scale, bias, offset, layout, real, time_axis)
+    clean, bad_arcs = clean_arcs(arcs)
+    counts = occupancy(scores, clean, graph, real)
+    return _loss(counts.log_total, bad | bad_arcs | broken), counts, raw

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jax_sprint.kernels._semirings import Semiring, Value
 
-__all__ = ["Graph", "arc_scores", "backward", "forward", "predecessors", "total"]
+__all__ = ["Graph", "arc_scores", "backward", "forward", "predecessors", "zero_like"]
 
 Array = Any
 
@@ -105,44 +104,54 @@ def _end(semiring: Semiring, graph: Graph, like: Array) -> Value:
     return semiring.value(jnp.where(graph.final, like, -jnp.inf))
 
 
-def _zero(scores: Array, arcs: Array, lengths: Array) -> Array:
+def zero_like(scores: Array, arcs: Array, real: Array) -> Array:
     """Zeros [B, N] that vary over every mesh axis over which any of the arguments does."""
     nothing = jnp.zeros((), scores.dtype)
     first = jnp.where(jnp.isfinite(scores[0]), nothing, scores[0] * 0)
     zero = jnp.where(jnp.isfinite(first), first, nothing)
-    zero = zero + (lengths * 0).astype(scores.dtype)[:, None]
+    zero = zero + real[0].astype(scores.dtype)[:, None] * 0
     arc = jnp.max(arcs, axis=1, keepdims=True)
     return zero + jnp.where(jnp.isfinite(arc), arc * 0, nothing)
 
 
+def _where(condition: Array, yes: Value, no: Value) -> Value:
+    """Sequence by sequence; `condition` is [B]."""
+    return tuple(jnp.where(condition[:, None], y, n) for y, n in zip(yes, no, strict=True))
+
+
 def forward(
-    semiring: Semiring, scores: Array, arcs: Array, graph: Graph, lengths: Array
-) -> tuple[Value, Value]:
+    semiring: Semiring, scores: Array, arcs: Array, graph: Graph, real: Array
+) -> tuple[Value, Value, Value]:
     """The alphas.
 
     Args:
         semiring: what to compute in.
-        scores: [T, B, N] log-scores of the nodes, not NaN; 0 on padding frames.
-        arcs: [B, E] log-scores of the edges.
+        scores: [T, B, N] log-scores of the nodes, neither NaN nor +inf; T > 0.
+        arcs: [B, E] log-scores of the edges, likewise.
         graph: the node graphs.
-        lengths: [B] int32.
+        real: [T, B] bool, the frames that count; over the others alpha stays as it is.
 
     Returns:
-        alpha_{-1} [B, N] and alpha_0 .. alpha_{T-1} [T, B, N].
+        alpha_{-1} [B, N], alpha_0 .. alpha_{T-1} [T, B, N], and the sum over all paths [B].
     """
     weights = semiring.value(arc_scores(arcs, graph.in_arc))
-    start = _start(semiring, graph, _zero(scores, arcs, lengths))
+    zero = zero_like(scores, arcs, real)
+    start = _start(semiring, graph, zero)
 
-    def step(alpha: Value, frame: Value) -> tuple[Value, Value]:
-        alpha = _collect(semiring, alpha, weights, graph.in_node, 1)
-        alpha = semiring.tidy(semiring.times(alpha, frame))
+    def step(alpha: Value, frame: tuple[Array, Value]) -> tuple[Value, Value]:
+        counts, emission = frame
+        after = _collect(semiring, alpha, weights, graph.in_node, 1)
+        after = semiring.tidy(semiring.times(after, emission))
+        alpha = _where(counts, after, alpha)
         return alpha, alpha
 
-    return start, lax.scan(step, start, semiring.value(scores))[1]
+    last, alphas = lax.scan(step, start, (real, semiring.value(scores)))
+    total = semiring.plus_over(semiring.times(last, _end(semiring, graph, zero)), 1)
+    return start, alphas, total
 
 
-def backward(semiring: Semiring, scores: Array, arcs: Array, graph: Graph, lengths: Array) -> Value:
-    """The betas [T, B, N], zero on padding frames; arguments as for `forward`."""
+def backward(semiring: Semiring, scores: Array, arcs: Array, graph: Graph, real: Array) -> Value:
+    """The betas [T, B, N], arbitrary where not `real`; arguments as for `forward`."""
     if graph.out_arc is None:
         entering = semiring.value(arc_scores(arcs, graph.in_arc))
         slots = graph.in_arc.shape[1]
@@ -153,20 +162,19 @@ def backward(semiring: Semiring, scores: Array, arcs: Array, graph: Graph, lengt
         )
     else:
         weights = semiring.value(arc_scores(arcs, graph.out_arc))
-    like = _zero(scores, arcs, lengths)
-    end = _end(semiring, graph, like)
-    none = semiring.value(like - jnp.inf)
-    times = lax.broadcasted_iota(jnp.int32, (scores.shape[0],), 0)
+    zero = zero_like(scores, arcs, real)
+    end = _end(semiring, graph, zero)
+    none = semiring.value(zero - jnp.inf)
+    later = jnp.cumsum(real.astype(jnp.int32)[::-1], axis=0)[::-1]
+    is_last = real & (later == 1)
 
-    def step(after: Value, frame: tuple[Array, Value]) -> tuple[Value, Value]:
-        time, emission = frame
+    def step(after: Value, frame: tuple[Array, Array, Value]) -> tuple[Value, Value]:
+        counts, last, emission = frame
         beta = _collect(semiring, after, weights, graph.out_node, -1)
-        last = (time == lengths - 1)[:, None]
-        beta = tuple(jnp.where(last, e, b) for e, b in zip(end, beta, strict=True))
-        beta = semiring.tidy(beta)
-        return semiring.tidy(semiring.times(beta, emission)), beta
+        beta = semiring.tidy(_where(last, end, beta))
+        return _where(counts, semiring.tidy(semiring.times(beta, emission)), after), beta
 
-    return lax.scan(step, none, (times, semiring.value(scores)), reverse=True)[1]
+    return lax.scan(step, none, (real, is_last, semiring.value(scores)), reverse=True)[1]
 
 
 def _leaving(array: Array, slot: int, fill: Array) -> Array:
@@ -175,18 +183,3 @@ def _leaving(array: Array, slot: int, fill: Array) -> Array:
     if slot >= nodes:
         return jnp.broadcast_to(fill, array[:, 0].shape)
     return lax.pad(array[:, slot], fill, [(0, 0, 0), (-slot, slot, 0)])
-
-
-def total(semiring: Semiring, start: Value, alphas: Value, graph: Graph, lengths: Array) -> Value:
-    """Sum over all paths of exactly `lengths` frames: [B]."""
-
-    def last(first: Array, rest: Array) -> Array:
-        if not rest.shape[0]:
-            return first
-        at = jnp.maximum(lengths - 1, 0)[None, :, None]
-        picked = jnp.take_along_axis(rest, at, axis=0, mode="clip")[0]
-        return jnp.where((lengths > 0)[:, None], picked, first)
-
-    alpha = tuple(jax.tree_util.tree_map(last, start, alphas))
-    end = _end(semiring, graph, jnp.zeros(graph.final.shape, alpha[0].dtype))
-    return semiring.plus_over(semiring.times(alpha, end), 1)

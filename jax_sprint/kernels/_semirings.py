@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import jax.numpy as jnp
 from jax import lax
 
-__all__ = ["FLOOR", "LOG", "SCALED", "Semiring", "Value"]
+__all__ = ["FLOOR", "LOG", "SCALED", "Semiring", "Value", "power_of_two"]
 
 Array = Any
 Value = tuple[Array, ...]
@@ -47,7 +47,7 @@ def _bits(dtype: Any) -> tuple[Any, int, int]:
     return jnp.int32, 23, 127
 
 
-def _power_of_two(exponent: Array, dtype: Any) -> Array:
+def power_of_two(exponent: Array, dtype: Any) -> Array:
     """2**exponent for int32 exponents below 128; 0 where that is below the normal numbers."""
     integer, fraction, bias = _bits(dtype)
     return lax.bitcast_convert_type(
@@ -96,13 +96,13 @@ class _Scaled:
             top = jnp.maximum(top, exponent)
         total = None
         for mantissa, exponent in terms:
-            part = mantissa * _power_of_two(exponent - top, mantissa.dtype)
+            part = mantissa * power_of_two(exponent - top, mantissa.dtype)
             total = part if total is None else total + part
         return total, top
 
     def plus_over(self, a: Value, axis: int) -> Value:
         top = jnp.max(a[1], axis=axis, keepdims=True)
-        total = jnp.sum(a[0] * _power_of_two(a[1] - top, a[0].dtype), axis=axis)
+        total = jnp.sum(a[0] * power_of_two(a[1] - top, a[0].dtype), axis=axis)
         return total, jnp.squeeze(top, axis)
 
     def tidy(self, a: Value) -> Value:
@@ -131,7 +131,7 @@ class _Scaled:
     def ratio(self, a: Value, b: Value) -> Array:
         """a / b for a <= b (up to a power of two or so); 0 where a is zero."""
         zero = b[0] == 0
-        scale = _power_of_two(jnp.minimum(a[1] - b[1], 100), a[0].dtype)
+        scale = power_of_two(jnp.minimum(a[1] - b[1], 100), a[0].dtype)
         return jnp.where(zero, 0.0, a[0] * scale / jnp.where(zero, 1.0, b[0]))
 
 
