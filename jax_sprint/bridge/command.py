@@ -17,7 +17,7 @@ from jax_sprint.errors import SprintStartError
 __all__ = ["build_command", "build_environment", "evaluate_config"]
 
 _VARIABLE = re.compile(r"\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)\})")
-_RESERVED = ("c2p_fd", "p2c_fd", "minPythonControlVersion")
+_RESERVED = ("c2p_fd", "p2c_fd", "minPythonControlVersion", "protocol", "shm_fd")
 _MAX_DEPTH = 16
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import numpy as np
@@ -141,9 +142,13 @@ class SprintSubprocessInstance:
             SprintError: see the class; a `SprintClosedError` if the child is gone already.
         """
         replies.check_request(seg_name, seg_len, log_posteriors)
-        with np.errstate(over="ignore"):
-            posteriors = np.asarray(log_posteriors, dtype=np.float32)
-        self._send(seg_name, ("get_loss_and_error_signal", str(seg_name), int(seg_len), posteriors))
+        posteriors = np.asarray(log_posteriors)
+
+        def ask(child: ChildProcess) -> None:
+            with np.errstate(over="ignore"):
+                child.protocol.ask_loss(str(seg_name), posteriors, self._left())
+
+        self._send(seg_name, ask)
         self._shape = posteriors.shape
 
     def get_loss_and_error_signal__have_data(self) -> bool:
@@ -151,8 +156,13 @@ class SprintSubprocessInstance:
         child = self._pending()
         return child.channel.poll(0)
 
-    def get_loss_and_error_signal__read(self) -> tuple[str, float, np.ndarray]:
+    def get_loss_and_error_signal__read(
+        self, out: np.ndarray | None = None
+    ) -> tuple[str, float, np.ndarray]:
         """Waits for the answer to the request that was sent.
+
+        Args:
+            out: [T, L] float32, where to put the error signal; None makes a new array.
 
         Returns:
             The segment's name; the loss, which may be +inf (no path, or skipped) or NaN; and the
@@ -171,7 +181,7 @@ class SprintSubprocessInstance:
         # Twice the data: also a float64 error signal is accepted.
         result = self._read(replies.SLACK_BYTES + 8 * shape[0] * shape[1])
         try:
-            loss, error_signal = replies.parse_loss(result, shape)
+            loss, error_signal = replies.parse_loss(result, shape, out)
         except FormatError as error:
             self._fail(SprintProtocolError, str(error), segment)
         return segment, loss, error_signal
@@ -192,7 +202,11 @@ class SprintSubprocessInstance:
             SprintError: as `get_loss_and_error_signal__read`.
         """
         replies.check_name(segment_name)
-        self._send(segment_name, ("export_allophone_state_fsa_by_segment_name", str(segment_name)))
+
+        def ask(child: ChildProcess) -> None:
+            child.protocol.ask_automaton(str(segment_name), self._left())
+
+        self._send(segment_name, ask)
         result = self._read(None)
         try:
             return replies.parse_automaton(result)
@@ -201,10 +215,10 @@ class SprintSubprocessInstance:
 
     # ------------------------------------------------------------------------------------ inside
 
-    def _handshake(self, child: ChildProcess) -> None:
+    def _converse(self, child: ChildProcess, message: tuple) -> Any:
         try:
-            child.channel.send(("init", "SprintSubprocessInstance", PROTOCOL_VERSION), self._left())
-            answer = child.channel.receive(self._left(), replies.SLACK_BYTES)
+            child.channel.send(message, self._left())
+            return child.channel.receive(self._left(), replies.SLACK_BYTES)
         except PeerClosedError:
             what = "ended" if child.wait(_DEATH_PATIENCE) else "closed its pipe"
             child.finish()
@@ -227,11 +241,24 @@ class SprintSubprocessInstance:
             ) from None
         except FormatError as error:
             self._fail(SprintProtocolError, f"no valid answer to the handshake: {error}", None)
+
+    def _handshake(self, child: ChildProcess) -> None:
+        answer = self._converse(child, ("init", "SprintSubprocessInstance", PROTOCOL_VERSION))
         problem = replies.check_handshake(answer, PROTOCOL_VERSION)
         if problem:
             self._fail(SprintProtocolError, problem, None)
+        if self.options.protocol_version >= 2 and replies.offers(answer, 2):
+            memory = child.memory is not None
+            answer = self._converse(child, ("upgrade", 2, memory))
+            if answer != ("ok", 2, True) and answer != ("ok", 2, False):
+                self._fail(
+                    SprintProtocolError,
+                    f"the answer to the change to version 2 is {replies.describe(answer)}",
+                    None,
+                )
+            child.change_protocol(memory and answer[2])
 
-    def _send(self, segment: str, message: tuple) -> None:
+    def _send(self, segment: str, ask: Callable[[ChildProcess], None]) -> None:
         self._check_process()
         child = self._child
         if child is None:
@@ -250,7 +277,7 @@ class SprintSubprocessInstance:
         try:
             if child.channel.poll(0):
                 self._unexpected(child, segment)
-            child.channel.send(message, self._left())
+            ask(child)
         except (PeerClosedError, WireTimeoutError) as error:
             self._broken(error, segment)
         except BaseException:
@@ -274,7 +301,7 @@ class SprintSubprocessInstance:
         segment = self._segment
         assert segment is not None
         try:
-            answer = child.channel.receive(self._left(), max_bytes)
+            answer = child.protocol.answer(self._left(), max_bytes)
         except (PeerClosedError, WireTimeoutError) as error:
             self._broken(error, segment)
         except FormatError as error:

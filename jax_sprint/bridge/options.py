@@ -56,6 +56,9 @@ class SprintOptions:
         request_timeout: seconds for one segment, from the request to the complete answer.
         exit_timeout: seconds for Sprint to end by itself after being told to.
         max_message_bytes: largest message accepted from Sprint.
+        protocol_version: newest version of the protocol to offer: 2 (numbered messages, arrays in
+            shared memory) or 1.  A control module that knows only version 1 works with both.
+        shared_memory: False sends arrays through the pipe also in version 2.
     """
 
     exec_path: str | os.PathLike[str] | Sequence[str] | None = None
@@ -73,6 +76,8 @@ class SprintOptions:
     request_timeout: float = 300.0
     exit_timeout: float = 10.0
     max_message_bytes: int = 1 << 30
+    protocol_version: int = 2
+    shared_memory: bool = True
 
     def __post_init__(self) -> None:
         _check_exec_path(self.exec_path)
@@ -106,10 +111,12 @@ class SprintOptions:
                 raise ValueError(
                     f"{name} must be a positive, finite number of seconds, got {value!r}"
                 )
-        if not isinstance(self.use_python_segment_order, bool):
-            raise ValueError(
-                f"use_python_segment_order must be a bool, got {self.use_python_segment_order!r}"
-            )
+        if self.protocol_version not in (1, 2):
+            raise ValueError(f"protocol_version must be 1 or 2, got {self.protocol_version!r}")
+        for name in ("use_python_segment_order", "shared_memory"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} must be a bool, got {value!r}")
 
     @classmethod
     def from_dict(

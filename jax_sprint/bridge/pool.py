@@ -288,7 +288,7 @@ def _loss_request(
 ) -> Callable[[Any], None]:
     def ask(instance: Any) -> None:
         instance.get_loss_and_error_signal__send(name, len(frames), frames)
-        _, loss[index], error_signal[...] = instance.get_loss_and_error_signal__read()
+        _, loss[index], _ = instance.get_loss_and_error_signal__read(error_signal)
 
     return ask
 

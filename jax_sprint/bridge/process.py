@@ -21,6 +21,7 @@ from jax_sprint.bridge import guardian
 from jax_sprint.bridge.command import build_command, build_environment
 from jax_sprint.bridge.options import SprintOptions
 from jax_sprint.bridge.output import OutputDrain
+from jax_sprint.bridge.protocols import VersionOne, VersionTwo, make_memory
 from jax_sprint.errors import SprintError, SprintStartError
 from jax_sprint.sprint_side.jax_sprint_control.wire import (
     Channel,
@@ -52,6 +53,8 @@ class ChildProcess:
 
     Attributes:
         channel: our ends of the two pipes.
+        memory: the shared memory that was offered to the child, or None.
+        protocol: how requests are put; version 1 until `change_protocol`.
         pid: process id, and number of the process group.
 
     Raises:
@@ -97,12 +100,22 @@ class ChildProcess:
         request_read = pipe(0)[0]
         out_write = pipe(1)[1]
         err_write = pipe(1)[1]
+        inherited = [reply_write, request_read]
+        extra = {} if options.protocol_version < 2 else {"protocol": options.protocol_version}
+        self.memory = None
+        if options.protocol_version >= 2 and options.shared_memory:
+            self.memory = make_memory()
+        if self.memory is not None:
+            cleanup.callback(self.memory.close)
+            inherited.append(self.memory.fd)
+            extra["shm_fd"] = self.memory.fd
         environment = build_environment(options)
         self.command = build_command(
             options,
             environment,
             child_to_parent_fd=reply_write,
             parent_to_child_fd=request_read,
+            extra=extra,
         )
         files = _open_logs(options, number, self.command)
         for file in files.values():
@@ -118,7 +131,7 @@ class ChildProcess:
             stdin=subprocess.DEVNULL,
             stdout=out_write,
             stderr=err_write,
-            pass_fds=(reply_write, request_read),
+            pass_fds=inherited,
             env=environment,
             cwd=options.cwd,
             start_new_session=True,
@@ -128,12 +141,17 @@ class ChildProcess:
         theirs.close()
         guardian.watch(self.pid)
         self.channel = Channel(ours[0], ours[1], options.max_message_bytes)
+        self.protocol: VersionOne | VersionTwo = VersionOne(self.channel)
         self.drain.start()
 
     def _abort(self) -> None:
         self.kill()
         guardian.release(self.pid)
         self._popen.wait()
+
+    def change_protocol(self, with_memory: bool) -> None:
+        """Speaks version 2 from now on."""
+        self.protocol = VersionTwo(self.channel, self.memory if with_memory else None)
 
     # ---------------------------------------------------------------------------------- its end
 
@@ -161,7 +179,7 @@ class ChildProcess:
             return
         if not self._has_ended():
             with contextlib.suppress(PeerClosedError, WireTimeoutError, OSError):
-                self.channel.send(("exit",), timeout=1.0)
+                self.protocol.say_exit(1.0)
         self.channel.close_write()
         self.finish(self.options.exit_timeout)
 
@@ -183,6 +201,8 @@ class ChildProcess:
             if ended:
                 self.exit_status = self._popen.wait()
         self.channel.close()
+        if self.memory is not None:
+            self.memory.close()
         self.drain.stop(2.0)
         _alive.discard(self)
 
@@ -252,6 +272,8 @@ def _after_fork_in_child() -> None:
     # A copy of our pipe ends in a forked process would hide our death from the children.
     for child in list(_alive):
         child.channel.close()
+        if child.memory is not None:
+            child.memory.close()
     _alive.clear()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
 from typing import Any
 
@@ -16,6 +17,7 @@ __all__ = [
     "check_request",
     "describe",
     "is_float",
+    "offers",
     "parse_automaton",
     "parse_loss",
     "reason",
@@ -79,6 +81,11 @@ def check_handshake(answer: Any, version: int) -> str | None:
     return None
 
 
+def offers(answer: tuple, version: int) -> bool:
+    """Whether the answer to the handshake lists this further version of the protocol."""
+    return len(answer) > 3 and isinstance(answer[3], list) and version in answer[3]
+
+
 def split(answer: Any) -> tuple[str | None, tuple]:
     """Splits a reply into its status and the rest; status None where it is no reply at all."""
     if isinstance(answer, tuple) and answer and isinstance(answer[0], str):
@@ -93,12 +100,15 @@ def reason(values: tuple) -> str:
     return "(it gave no reason; its standard error may)"
 
 
-def parse_loss(values: tuple, shape: tuple[int, int]) -> tuple[float, np.ndarray]:
+def parse_loss(
+    values: tuple, shape: tuple[int, int], out: np.ndarray | None = None
+) -> tuple[float, np.ndarray]:
     """Reads ``(loss, error_signal)``.
 
     Args:
         values: what came behind "ok".
         shape: (T, L) of the request.
+        out: [T, L] float32, where to put the error signal; None makes a new array.
 
     Returns:
         loss, and error signal [T, L] float32, zero if the loss is not finite.
@@ -121,16 +131,21 @@ def parse_loss(values: tuple, shape: tuple[int, int]) -> tuple[float, np.ndarray
     if error_signal.shape != shape:
         hint = "; it is transposed" if error_signal.shape == shape[::-1] else ""
         raise FormatError(f"the error signal must be {shape}, got {error_signal.shape}{hint}")
-    error_signal = error_signal.astype(np.float32, copy=False)
     loss = float(loss)
-    if not np.isfinite(loss):
-        return loss, np.zeros(shape, np.float32)
-    # One pass: a sum is finite unless something in it is not.
+    if out is None:
+        out = np.empty(shape, np.float32)
+    if not math.isfinite(loss):
+        out.fill(0)
+        return loss, out
     with np.errstate(all="ignore"):
-        total = error_signal.sum(dtype=np.float32)
-    if not np.isfinite(total) and not np.isfinite(error_signal).all():
+        # Copied before it is judged: the other side may still write to the memory it lies in.
+        np.copyto(out, error_signal, casting="same_kind")
+        # One pass: a sum is finite unless something in it is not.
+        total = out.sum(dtype=np.float32)
+    if not math.isfinite(total) and not np.isfinite(out).all():
+        out.fill(0)
         raise FormatError(f"the loss is {loss}, but the error signal holds NaN or infinity")
-    return loss, error_signal
+    return loss, out
 
 
 def parse_automaton(values: tuple) -> tuple[int, int, np.ndarray, np.ndarray]:

@@ -105,7 +105,10 @@ def test_an_exception_without_a_text() -> None:
     options = SprintOptions(exec_path=[sys.executable, str(MODEL), "child"], start_timeout=20.0)
     with SprintSubprocessInstance(options) as instance:
         # This is how it refuses a version that it does not know; it lives on.
-        instance._send("a/b/1", ("init", "SprintSubprocessInstance", 2))
+        instance._send(
+            "a/b/1",
+            lambda child: child.channel.send(("init", "SprintSubprocessInstance", 2)),
+        )
         with pytest.raises(SprintRequestError, match="gave no reason"):
             instance._read(None)
         assert instance.export_allophone_state_fsa_by_segment_name("a/b/1")[0] == 2

@@ -18,6 +18,7 @@ import numpy as np
 
 from .request import Request
 from .wire import Channel, FormatError, PeerClosedError
+from .wire_v2 import accept_upgrade, offered_versions
 
 __all__ = ["PROTOCOL_VERSION", "PythonControl"]
 
@@ -224,6 +225,8 @@ class PythonControl:
     def _answer(self, command, arguments):
         if command == "init":
             return self._handshake(*arguments)
+        if command == "upgrade":
+            return accept_upgrade(self._channel, self.settings.values, *arguments)
         if command == "export_allophone_state_fsa_by_segment_name":
             return self._export(*arguments)
         raise ValueError(
@@ -244,7 +247,7 @@ class PythonControl:
                 "(minPythonControlVersion); use a newer Sprint"
                 % (self.version_number, self.settings.min_version)
             )
-        return _NAME, PROTOCOL_VERSION
+        return (_NAME, PROTOCOL_VERSION, *offered_versions(self.settings.values))
 
     def _export(self, segment_name):
         states, arcs, edges, weights = self._ask(

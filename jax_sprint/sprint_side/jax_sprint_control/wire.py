@@ -1,5 +1,7 @@
 """Messages over two pipes: length, then one pickle, each way (version 1 of the protocol).
 
+(Version 2, in `wire_v2.py`, is agreed upon in version 1 and uses the same pipes.)
+
 Both sides use this module: the parent imports it from the package, the child finds it beside the
 control module inside Sprint's own Python.  So it needs nothing but numpy and Python >= 3.8.
 
@@ -70,6 +72,9 @@ class Channel:
         self.max_bytes = min(max_bytes, _MAX_LENGTH)
         self.bytes_sent = 0
         self.bytes_received = 0
+        # None: version 1.  Otherwise what `wire_v2` put here.
+        self._codec = None
+        self._next_codec = None
         for fd in (read_fd, write_fd):
             os.set_blocking(fd, False)
 
@@ -102,12 +107,16 @@ class Channel:
             PeerClosedError: nobody reads.
             WireTimeoutError: the peer did not take it all in time.
         """
+        if self._codec is not None:
+            self._codec.send(self, message, _deadline(timeout))
+            return
         pieces = [memoryview(piece).cast("B") for piece in encode(message)]
         size = sum(len(piece) for piece in pieces)
         if size > _MAX_LENGTH:
             raise FormatError("a message of %d bytes is too long for one frame" % size)
-        self._write([memoryview(_LENGTH.pack(size)), *pieces], _deadline(timeout))
-        self.bytes_sent += size + _LENGTH.size
+        self.write_raw([memoryview(_LENGTH.pack(size)), *pieces], _deadline(timeout))
+        if self._next_codec is not None:
+            self._codec, self._next_codec = self._next_codec, None
 
     def receive(self, timeout=None, max_bytes=None):
         """Reads one message.
@@ -125,17 +134,21 @@ class Channel:
             WireTimeoutError: it did not come in time.
         """
         deadline = _deadline(timeout)
+        limit = self.max_bytes if max_bytes is None else min(max_bytes, self.max_bytes)
+        if self._codec is not None:
+            return self._codec.receive(self, deadline, limit)
         head = self._read(_LENGTH.size, deadline, clean=True)
         (size,) = _LENGTH.unpack(head)
-        limit = self.max_bytes if max_bytes is None else min(max_bytes, self.max_bytes)
         if size <= 0 or size > limit:
             raise FormatError(
                 "a frame claims %d bytes; between 1 and %d are accepted (its first bytes: %r)"
                 % (size, limit, bytes(head))
             )
-        frame = self._read(size, deadline)
-        self.bytes_received += size + _LENGTH.size
-        return decode(frame)
+        return decode(self._read(size, deadline))
+
+    def change_after_reply(self, codec):
+        """Speaks another version from the next reply on: see `wire_v2.ChildCodec`."""
+        self._next_codec = codec
 
     def poll(self, timeout=0):
         """Tells whether something can be read: a message, a part of one, or the end.
@@ -144,6 +157,53 @@ class Channel:
             timeout: seconds to wait for it; None waits for ever.
         """
         return self._wait(self.read_fd, select.POLLIN, _deadline(timeout))
+
+    def read_raw(self, view, minimum, deadline, clean=False):
+        """Fills the front of a byte view with what comes, at least `minimum` bytes.
+
+        Returns how many there are; see `receive` for what may be raised.
+        """
+        have = 0
+        while have < minimum:
+            if self.read_fd is None:
+                raise PeerClosedError("the channel is closed on this side", clean=True)
+            try:
+                got = os.readv(self.read_fd, [view[have:]])
+            except BlockingIOError:
+                if not self._wait(self.read_fd, select.POLLIN, deadline):
+                    raise WireTimeoutError(
+                        "no (complete) message: %d of %d bytes" % (have, minimum)
+                    ) from None
+                continue
+            if not got:
+                raise PeerClosedError(
+                    "the stream ended after %d of %d bytes" % (have, minimum),
+                    clean=clean and have == 0,
+                )
+            have += got
+            self.bytes_received += got
+        return have
+
+    def write_raw(self, pieces, deadline):
+        """Writes byte views one after the other; see `send` for what may be raised."""
+        first = 0
+        while first < len(pieces):
+            if self.write_fd is None:
+                raise PeerClosedError("the channel is closed on this side", clean=True)
+            try:
+                written = os.writev(self.write_fd, pieces[first : first + _MAX_PIECES])
+            except BlockingIOError:
+                if not self._wait(self.write_fd, select.POLLOUT, deadline):
+                    raise WireTimeoutError("the peer does not read what was sent") from None
+                continue
+            except BrokenPipeError:
+                raise PeerClosedError("the peer closed the pipe that it should read from") from None
+            self.bytes_sent += written
+            while first < len(pieces) and written >= len(pieces[first]):
+                written -= len(pieces[first])
+                first += 1
+            if written:
+                pieces[first] = pieces[first][written:]
 
     # ------------------------------------------------------------------------------------ inside
 
@@ -158,49 +218,12 @@ class Channel:
         left = deadline - time.monotonic()
         return bool(poller.poll(max(0, int(left * 1000 + 0.999))))
 
-    def _write(self, pieces, deadline):
-        first = 0
-        while first < len(pieces):
-            if self.write_fd is None:
-                raise PeerClosedError("the channel is closed on this side", clean=True)
-            try:
-                written = os.writev(self.write_fd, pieces[first : first + _MAX_PIECES])
-            except BlockingIOError:
-                if not self._wait(self.write_fd, select.POLLOUT, deadline):
-                    raise WireTimeoutError("the peer does not read what was sent") from None
-                continue
-            except BrokenPipeError:
-                raise PeerClosedError("the peer closed the pipe that it should read from") from None
-            while first < len(pieces) and written >= len(pieces[first]):
-                written -= len(pieces[first])
-                first += 1
-            if written:
-                pieces[first] = pieces[first][written:]
-
     def _read(self, size, deadline, clean=False):
         buffer = bytearray(min(size, _FIRST_PIECE))
         have = 0
         while True:
-            while have < len(buffer):
-                if self.read_fd is None:
-                    raise PeerClosedError("the channel is closed on this side", clean=True)
-                view = memoryview(buffer)[have:]
-                try:
-                    got = os.readv(self.read_fd, [view])
-                except BlockingIOError:
-                    if not self._wait(self.read_fd, select.POLLIN, deadline):
-                        raise WireTimeoutError(
-                            "no (complete) message: %d of %d bytes" % (have, size)
-                        ) from None
-                    continue
-                finally:
-                    view.release()
-                if not got:
-                    raise PeerClosedError(
-                        "the stream ended after %d of %d bytes" % (have, size),
-                        clean=clean and have == 0,
-                    )
-                have += got
+            with memoryview(buffer) as view, view[have:] as rest:
+                have += self.read_raw(rest, len(rest), deadline, clean and not have)
             if have == size:
                 return buffer
             buffer.extend(bytes(min(size - have, have)))

@@ -1,0 +1,321 @@
+"""Version 2 of the protocol: a fixed binary header, and arrays in memory that both sides map.
+
+There is no pickle in it.  Each message is a header, the segment's name, and perhaps a payload::
+
+    magic "JSv2" | kind u16 | flags u16 | number u64 | name bytes u32 | unused u32
+    rows u64 | columns u64 | payload bytes u64 | offset u64 | memory bytes u64 | loss f64
+    name (UTF-8)
+    payload, unless flag 1 says that it lies at `offset` of the shared memory
+
+=====================  =====================================  ==================================
+kind                   rows, columns                          payload
+=====================  =====================================  ==================================
+1 loss, request        T frames, L labels                     log-posteriors [T, L] f32
+2 automaton, request                                          none
+3 exit                                                        none
+4 loss, reply          T, L; and `loss`                       error signal [T, L] f32
+5 automaton, reply     states, E edges                        edges [3, E] u32, weights [E] f32
+6 exception, reply                                            text (UTF-8)
+=====================  =====================================  ==================================
+
+A reply repeats the number and the name of its request.  All numbers are little-endian.
+
+The shared memory is an anonymous file that the parent made, sealed against shrinking (reading
+behind a file's end is a SIGBUS), and that the child inherited.  The parent alone writes a request
+into it, in front; the child writes the error signal behind that, at the `offset` that the request's
+padded size gives; the parent makes the file larger where needed.  Where there is no such memory the
+payload follows in the pipe.
+
+How it is agreed upon, in version 1: the child answers the handshake with a fourth element, the list
+of further versions; the parent sends ``("upgrade", 2, memory)`` and gets ``("ok", 2, memory)``,
+where `memory` says whether the shared memory is used; from then on both speak version 2.
+"""
+
+import mmap
+import os
+import struct
+
+import numpy as np
+
+from .pickle_names import FormatError
+
+__all__ = [
+    "AUTOMATON_REPLY",
+    "AUTOMATON_REQUEST",
+    "EXCEPTION_REPLY",
+    "EXIT",
+    "IN_MEMORY",
+    "LOSS_REPLY",
+    "LOSS_REQUEST",
+    "ChildCodec",
+    "Memory",
+    "Message",
+    "accept_upgrade",
+    "offered_versions",
+    "read_message",
+    "reply_offset",
+    "write_message",
+]
+
+LOSS_REQUEST, AUTOMATON_REQUEST, EXIT, LOSS_REPLY, AUTOMATON_REPLY, EXCEPTION_REPLY = range(1, 7)
+IN_MEMORY = 1
+
+_HEADER = struct.Struct("<4sHHQIIQQQQQd")
+_MAGIC = b"JSv2"
+_FIRST_READ = 4096
+_MAX_NAME = 1 << 16
+_PAGE = 4096
+
+
+class Message:
+    """One message, taken apart.  `payload` is None, or the bytes that followed in the pipe."""
+
+    __slots__ = (
+        "columns",
+        "flags",
+        "kind",
+        "loss",
+        "memory_bytes",
+        "name",
+        "number",
+        "offset",
+        "payload",
+        "payload_bytes",
+        "rows",
+    )
+
+
+def write_message(
+    channel,
+    deadline,
+    kind,
+    number,
+    name,
+    rows=0,
+    columns=0,
+    loss=0.0,
+    payload=(),
+    memory=None,
+):
+    """Writes one message.
+
+    Args:
+        channel: a `wire.Channel`.
+        deadline: of the monotonic clock, or None.
+        kind, number, rows, columns, loss: as in the header.
+        name: the segment's name, bytes.
+        payload: what follows in the pipe: bytes-like objects.
+        memory: instead of that, (offset, size, size of the whole memory) of the payload, in bytes.
+    """
+    pieces = [memoryview(piece).cast("B") for piece in payload if len(piece)]
+    if memory is None:
+        flags, offset, memory_bytes = 0, 0, 0
+        size = sum(len(piece) for piece in pieces)
+    else:
+        flags = IN_MEMORY
+        offset, size, memory_bytes = memory
+    header = _HEADER.pack(
+        _MAGIC, kind, flags, number, len(name), 0, rows, columns, size, offset, memory_bytes, loss
+    )
+    channel.write_raw([memoryview(header + name), *pieces], deadline)
+
+
+def read_message(channel, deadline, max_bytes):
+    """Reads one message; see `wire.Channel.receive` for what may be raised.
+
+    The conversation is in lockstep, so whatever can be read belongs to this message.
+    """
+    first = bytearray(_FIRST_READ)
+    have = channel.read_raw(memoryview(first), _HEADER.size, deadline, clean=True)
+    (
+        magic,
+        kind,
+        flags,
+        number,
+        name_bytes,
+        _,
+        rows,
+        columns,
+        size,
+        offset,
+        memory_bytes,
+        loss,
+    ) = _HEADER.unpack_from(first)
+    if magic != _MAGIC or not LOSS_REQUEST <= kind <= EXCEPTION_REPLY or flags & ~IN_MEMORY:
+        raise FormatError("no message of version 2: %r" % bytes(first[:16]))
+    if name_bytes > _MAX_NAME:
+        raise FormatError("a message claims a name of %d bytes" % name_bytes)
+    in_pipe = 0 if flags & IN_MEMORY else size
+    if in_pipe > max_bytes:
+        raise FormatError(
+            "a message claims a payload of %d bytes; up to %d are accepted" % (in_pipe, max_bytes)
+        )
+    start = _HEADER.size + name_bytes
+    if have > start + in_pipe:
+        raise FormatError("%d bytes too many follow a message" % (have - start - in_pipe))
+    if have < start:
+        longer = bytearray(start)
+        longer[:have] = first[:have]
+        first = longer
+        have += channel.read_raw(memoryview(first)[have:], start - have, deadline)
+    message = Message()
+    message.kind, message.flags, message.number = kind, flags, number
+    message.rows, message.columns, message.loss = rows, columns, loss
+    message.payload_bytes, message.offset, message.memory_bytes = size, offset, memory_bytes
+    message.name = bytes(first[_HEADER.size : start])
+    message.payload = None
+    if in_pipe:
+        payload = np.empty(in_pipe, np.uint8)
+        there = have - start
+        payload[:there] = np.frombuffer(first, np.uint8, there, start)
+        if there < in_pipe:
+            channel.read_raw(memoryview(payload)[there:], in_pipe - there, deadline)
+        message.payload = payload
+    return message
+
+
+def reply_offset(request_bytes):
+    """Where the reply's payload goes if the request's takes that many bytes at offset 0."""
+    return -(-request_bytes // _PAGE) * _PAGE
+
+
+class Memory:
+    """One side's view of the shared file, mapped again when it has grown."""
+
+    def __init__(self, fd):
+        self.fd = fd
+        self.size = 0
+        self._map = None
+
+    def require(self, size):
+        """Maps at least `size` bytes.
+
+        Raises:
+            FormatError: the file is not that large.
+        """
+        if size <= self.size:
+            return
+        there = os.fstat(self.fd).st_size
+        if there < size:
+            raise FormatError("the shared memory has %d bytes, %d were announced" % (there, size))
+        # The old map goes with the last array that uses it.
+        self._map = mmap.mmap(self.fd, there)
+        self.size = there
+
+    def array(self, shape, offset):
+        """A float32 array of that shape there; the caller has made sure that it fits."""
+        count = shape[0] * shape[1]
+        return np.frombuffer(self._map, np.float32, count, offset).reshape(shape)
+
+    def close(self):
+        """Closes the descriptor; the map goes with the last array that uses it."""
+        self._map, self.size = None, 0
+        fd, self.fd = self.fd, None
+        if fd is not None:
+            os.close(fd)
+
+
+# ------------------------------------------------------------------------------ the child's side
+
+
+def offered_versions(values):
+    """What the child adds to its answer to the handshake.
+
+    Args:
+        values: the pairs of the parent's config string.
+    """
+    return ([2],) if values.get("protocol") == "2" else ()
+
+
+def accept_upgrade(channel, values, version, use_memory):
+    """The child's answer to ``("upgrade", version, memory)``; takes effect once it was sent.
+
+    Args:
+        channel: the child's `wire.Channel`.
+        values: the pairs of the parent's config string.
+        version: the version that the parent wants.
+        use_memory: whether it wants the shared memory to be used.
+    """
+    if version != 2 or not offered_versions(values):
+        raise ValueError("cannot change to version %r of the protocol" % (version,))
+    memory = None
+    if use_memory and values.get("shm_fd", "").isdigit():
+        try:
+            fd = int(values["shm_fd"])
+            os.fstat(fd)
+            memory = Memory(fd)
+        except OSError:
+            memory = None  # a wrapper did not pass it on; the pipe will do
+    channel.change_after_reply(ChildCodec(memory))
+    return 2, memory is not None
+
+
+class ChildCodec:
+    """Makes version 2 look like version 1 to the control module: the same tuples in and out."""
+
+    def __init__(self, memory):
+        self.memory = memory
+        self.request = None
+
+    def receive(self, channel, deadline, max_bytes):
+        message = read_message(channel, deadline, max_bytes)
+        self.request = message
+        if message.kind == EXIT:
+            return ("exit",)
+        name = message.name.decode("utf-8")
+        if message.kind == AUTOMATON_REQUEST:
+            return ("export_allophone_state_fsa_by_segment_name", name)
+        if message.kind != LOSS_REQUEST:
+            raise FormatError("a message of kind %d is no request" % message.kind)
+        rows, columns, size = message.rows, message.columns, message.payload_bytes
+        if rows * columns * 4 != size or not size:
+            raise FormatError("log-posteriors [%d, %d] in %d bytes" % (rows, columns, size))
+        if message.flags & IN_MEMORY:
+            if self.memory is None or message.offset:
+                raise FormatError("a payload in shared memory that was not agreed upon")
+            self.memory.require(max(message.memory_bytes, reply_offset(size) + size))
+            array = self.memory.array((rows, columns), 0)
+        else:
+            array = message.payload.view(np.float32).reshape(rows, columns)
+        return ("get_loss_and_error_signal", name, rows, array)
+
+    def send(self, channel, answer, deadline):
+        request, self.request = self.request, None
+        if request is None:
+            raise FormatError("an answer to nothing")
+        number, name = request.number, request.name
+        if answer[0] != "ok":
+            text = str(answer[1] if len(answer) > 1 else "").encode("utf-8", "replace")
+            write_message(
+                channel, deadline, EXCEPTION_REPLY, number, name, payload=[text[: 1 << 16]]
+            )
+        elif request.kind == LOSS_REQUEST:
+            loss, error_signal = answer[1:]
+            shape = (request.rows, request.columns)
+            if error_signal.shape != shape:
+                raise FormatError("an error signal %s for %s" % (error_signal.shape, shape))
+            arguments = (channel, deadline, LOSS_REPLY, number, name, shape[0], shape[1])
+            if request.flags & IN_MEMORY:
+                offset = reply_offset(request.payload_bytes)
+                np.copyto(self.memory.array(shape, offset), error_signal, casting="same_kind")
+                place = (offset, request.payload_bytes, self.memory.size)
+                write_message(*arguments, loss=float(loss), memory=place)
+            else:
+                data = np.ascontiguousarray(error_signal, np.float32)
+                write_message(*arguments, loss=float(loss), payload=[data.reshape(-1)])
+        else:
+            states, arcs, edges, weights = answer[1:]
+            edges = np.ascontiguousarray(edges, np.uint32).reshape(-1)
+            weights = np.ascontiguousarray(weights, np.float32).reshape(-1)
+            if len(edges) != 3 * arcs or len(weights) != arcs:
+                raise FormatError("%d edges in %d numbers" % (arcs, len(edges)))
+            write_message(
+                channel,
+                deadline,
+                AUTOMATON_REPLY,
+                number,
+                name,
+                int(states),
+                int(arcs),
+                payload=[edges, weights],
+            )
