@@ -19,7 +19,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,30 @@ from jax_sprint.bridge import SprintInstancePool, SprintOptions, encode_tags
 from jax_sprint.errors import SprintClosedError
 
 __all__ = ["sprint_loss"]
+
+
+@overload
+def sprint_loss(
+    log_posteriors: Any,
+    seq_lengths: Any,
+    tags: Any,
+    *,
+    sprint: SprintInstancePool | SprintOptions | Mapping[str, Any],
+    return_valid: Literal[False] = False,
+    time_major: bool = True,
+) -> jax.Array: ...
+
+
+@overload
+def sprint_loss(
+    log_posteriors: Any,
+    seq_lengths: Any,
+    tags: Any,
+    *,
+    sprint: SprintInstancePool | SprintOptions | Mapping[str, Any],
+    return_valid: Literal[True],
+    time_major: bool = True,
+) -> tuple[jax.Array, jax.Array]: ...
 
 
 def sprint_loss(
@@ -143,11 +167,14 @@ def _copies_may_starve() -> bool:
     """
     if jax.default_backend() != "cpu" or jax.__version_info__ >= (0, 12):
         return False
-    threads = os.environ.get("NPROC", "")
-    if not threads.isdecimal():
-        has_affinity = hasattr(os, "sched_getaffinity")
-        threads = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
-    return jax.local_device_count() >= int(threads or 1)
+    told = os.environ.get("NPROC", "")
+    if told.isdecimal():
+        threads = int(told)
+    elif hasattr(os, "sched_getaffinity"):
+        threads = len(os.sched_getaffinity(0))
+    else:
+        threads = os.cpu_count() or 1
+    return jax.local_device_count() >= threads
 
 
 def _in_pieces(array: jax.Array) -> list[jax.Array]:
