@@ -133,7 +133,14 @@ class StateTying:
 
         def classify(allophone: Allophone, state: int) -> int:
             ends = allophone.boundary & FINAL and allophone.central not in silence
-            return (final if ends else inner)[allophone.central, state]
+            found = (final if ends else inner).get((allophone.central, state))
+            if found is None:  # RASR answers class 0, or whatever lies there in memory
+                raise AutomatonError(
+                    f"monophone-eow has no class for {alphabet.format(allophone)}, which was no "
+                    "allophone yet when the classes were made; set "
+                    "allophones.add-from-lexicon = yes"
+                )
+            return found
 
         return classify
 
