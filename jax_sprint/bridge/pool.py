@@ -15,6 +15,7 @@ import numpy as np
 from jax_sprint.bridge.batches import check_batch, join_automata
 from jax_sprint.bridge.options import OptionsLike, SprintOptions
 from jax_sprint.bridge.reader import ReaderThread
+from jax_sprint.bridge.replies import holds_nan
 from jax_sprint.bridge.tags import decode_tags
 from jax_sprint.bridge.work import Batch, Job, WorkQueue
 from jax_sprint.errors import SprintClosedError, SprintError
@@ -144,10 +145,6 @@ class SprintInstancePool:
             if not length:
                 continue
             frames = log_posteriors[:length, b]
-            # The minimum is NaN if anything is.
-            if np.isnan(frames.min()):
-                loss[b] = np.nan
-                continue
             ask = _loss_request(names[b], frames, b, loss, error_signal[:length, b])
             jobs.append(Job(batch, b, names[b], length, ask))
         self._run(crew, batch, jobs)
@@ -287,6 +284,9 @@ def _loss_request(
     name: str, frames: np.ndarray, index: int, loss: np.ndarray, error_signal: np.ndarray
 ) -> Callable[[Any], None]:
     def ask(instance: Any) -> None:
+        if holds_nan(frames):
+            loss[index] = np.nan
+            return
         instance.get_loss_and_error_signal__send(name, len(frames), frames)
         _, loss[index], _ = instance.get_loss_and_error_signal__read(error_signal)
 

@@ -16,6 +16,7 @@ __all__ = [
     "check_name",
     "check_request",
     "describe",
+    "holds_nan",
     "is_float",
     "offers",
     "parse_automaton",
@@ -26,6 +27,7 @@ __all__ = [
 
 # What a reply may hold besides the array that was asked for, such as an exception's text.
 SLACK_BYTES = 1 << 20
+_BLOCK_BYTES = 1 << 18
 
 
 def is_float(dtype: np.dtype) -> bool:
@@ -137,15 +139,31 @@ def parse_loss(
     if not math.isfinite(loss):
         out.fill(0)
         return loss, out
-    with np.errstate(all="ignore"):
-        # Copied before it is judged: the other side may still write to the memory it lies in.
-        np.copyto(out, error_signal, casting="same_kind")
-        # One pass: a sum is finite unless something in it is not.
-        total = out.sum(dtype=np.float32)
-    if not math.isfinite(total) and not np.isfinite(out).all():
+    if not _copy_finite(out, error_signal):
         out.fill(0)
         raise FormatError(f"the loss is {loss}, but the error signal holds NaN or infinity")
     return loss, out
+
+
+def _copy_finite(out: np.ndarray, source: np.ndarray) -> bool:
+    """Copies an error signal and tells whether all of it is finite."""
+    finite = True
+    # Copied before it is judged, as the other side may still write to the memory it lies in; and
+    # block by block, so that it is judged while it is still in the cache.
+    rows = max(1, _BLOCK_BYTES // (4 * out.shape[1]))
+    with np.errstate(all="ignore"):
+        for first in range(0, len(out), rows):
+            block = out[first : first + rows]
+            np.copyto(block, source[first : first + rows], casting="same_kind")
+            # A sum is finite unless something in it is not (or it overflows).
+            if not math.isfinite(np.add.reduce(block, axis=None)):
+                finite = finite and bool(np.isfinite(block).all())
+    return finite
+
+
+def holds_nan(frames: np.ndarray) -> bool:
+    """Whether anything in a floating point array is NaN; its minimum is then."""
+    return bool(frames.size) and bool(np.isnan(np.minimum.reduce(frames, axis=None)))
 
 
 def parse_automaton(values: tuple) -> tuple[int, int, np.ndarray, np.ndarray]:
