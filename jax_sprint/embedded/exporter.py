@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from jax_sprint.embedded.config import Configuration
 from jax_sprint.embedded.lexicon import Lexicon
+from jax_sprint.embedded.xml_stream import collector_paused
 
 if TYPE_CHECKING:
     from jax_sprint.embedded.graph_builder import AllophoneStateGraphBuilder, Automaton
@@ -46,8 +47,9 @@ class AutomatonExporter:
         if self._builder is None:
             from jax_sprint.embedded.graph_builder import AllophoneStateGraphBuilder
 
-            lexicon = Lexicon.from_configuration(self.lexicon_config)
-            self._builder = AllophoneStateGraphBuilder(self._config, lexicon)
+            with collector_paused():
+                lexicon = Lexicon.from_configuration(self.lexicon_config)
+                self._builder = AllophoneStateGraphBuilder(self._config, lexicon)
         return self._builder
 
     def export(self, orthography: str) -> Automaton:

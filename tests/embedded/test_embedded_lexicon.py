@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import math
 
@@ -156,3 +157,19 @@ def test_entity_bombs_are_refused(tmp_path):
     )
     with pytest.raises(LexiconError, match="line 3: the declaration of entity 'a' is refused"):
         Lexicon.load(str(path))
+
+
+def test_the_garbage_collector_is_left_as_it_was(tmp_path):
+    path = write(tmp_path, "<lemma><orth>x</orth><phon>a</phon></lemma>")
+    assert gc.isenabled()
+    Lexicon.load(path)
+    assert gc.isenabled()
+    with pytest.raises(LexiconError):
+        Lexicon.load(write(tmp_path, "<lemma>"))
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        Lexicon.load(write(tmp_path, ""))
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
