@@ -239,7 +239,7 @@ class _CorpusReader(XmlHandler):
         if start > end:
             raise self.fail(f"segment {name!r} starts at {start} s, after its end at {end} s")
         track = attributes.get("track", "0")
-        if not track.strip().isdigit():
+        if not track.strip().isdecimal():
             raise self.fail(f"track {track!r} of segment {name!r} is no number")
         self._segment = Segment(
             name,

@@ -52,7 +52,7 @@ class Settings:
         text = self.values.get(key)
         if text is None and default is not None:
             return default
-        if text is None or not text.strip().isdigit():
+        if text is None or not text.strip().isdecimal():
             raise ValueError(
                 "pymod-config: %s must be a number, not %r; it is set by the parent process "
                 "that starts Sprint" % (key, text)
