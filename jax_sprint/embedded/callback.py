@@ -50,7 +50,9 @@ class SprintCallback:
 
     def __init__(self, config: Configuration) -> None:
         self._config = config
-        self._exporter = AutomatonExporter(config.select("alignment-fsa-exporter"))
+        self._exporter = AutomatonExporter(
+            config.select("alignment-fsa-exporter"), lambda: self.criterion.tdp_scale
+        )
         self._in_log_space = config.get_bool("input-in-log-space", False)
         self._corpus: Corpus | None = None
         self._criterion: Criterion | None = None
@@ -202,7 +204,7 @@ class SprintCallback:
             _need_str("segment_name", segment_name)
             orthography = self.corpus.segment(segment_name).orth
         _need_str("orthography", orthography)
-        loss, gradient = criterion.full_sum(scores, self._exporter.export(orthography))
+        loss, gradient = criterion.full_sum(scores, self._exporter.graph(orthography))
         if error_type in ("none", "pseudo-targets"):
             return loss, None
         if error_type == "error-signal-before-softmax":

@@ -87,12 +87,12 @@ class Criterion:
             log_prior=read_log_prior(file) if prior_scale else None,
         )
 
-    def full_sum(self, log_posteriors: np.ndarray, automaton) -> tuple[float, np.ndarray]:
+    def full_sum(self, log_posteriors: np.ndarray, graph: NodeGraph) -> tuple[float, np.ndarray]:
         """Loss of one segment, and how it depends on the log-posteriors.
 
         Args:
             log_posteriors: [T, L] float, natural logarithm.
-            automaton: has `num_states`, `edges` uint32 [3, E] and `weights` float32 [E].
+            graph: the automaton, compiled with `tdp_scale`.
 
         Returns:
             ``(loss, gradient)``: a float, and [T, L] float32.  Without any path +inf and exactly
@@ -110,9 +110,6 @@ class Criterion:
                     f"the posteriors have {log_posteriors.shape[1]}"
                 )
             offset = self.prior_scale * self.log_prior
-        graph = NodeGraph.from_automaton(
-            automaton.num_states, automaton.edges, automaton.weights, self.tdp_scale
-        )
         loss, occupancy = full_sum(graph, log_posteriors, am_scale=self.am_scale, offset=offset)
         gradient = np.full(log_posteriors.shape, np.nan if np.isnan(loss) else 0.0, np.float32)
         if np.isfinite(loss):

@@ -7,9 +7,12 @@ asked for an automaton needs none of them.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jax_sprint.embedded.config import Configuration
+from jax_sprint.embedded.full_sum import NodeGraph
 from jax_sprint.embedded.lexicon import Lexicon
 from jax_sprint.embedded.xml_stream import collector_paused
 
@@ -19,20 +22,28 @@ if TYPE_CHECKING:
 __all__ = ["AutomatonExporter"]
 
 
+@dataclass(slots=True)
+class _Entry:
+    automaton: Automaton
+    graph: NodeGraph | None = None
+
+
 class AutomatonExporter:
     """Builds automata as RASR's ``alignment-fsa-exporter`` does.
 
     Args:
         config: of the component: its scopes ``model-combination`` and
             ``allophone-state-graph-builder`` are RASR's; ``cache-arcs`` is ours: automata are
-            remembered until they have that many arcs together (default 4,000,000, about 64 MB;
+            remembered until they have that many arcs together (default 2,000,000, about 110 MB;
             0 remembers none).
+        tdp_scale: of the weights in what `graph` gives.
     """
 
-    def __init__(self, config: Configuration) -> None:
+    def __init__(self, config: Configuration, tdp_scale: Callable[[], float]) -> None:
         self._config = config
-        self._capacity = config.get_int("cache-arcs", 4_000_000, minimum=0)
-        self._cache: OrderedDict[str, Automaton] = OrderedDict()
+        self._tdp_scale = tdp_scale
+        self._capacity = config.get_int("cache-arcs", 2_000_000, minimum=0)
+        self._cache: OrderedDict[str, _Entry] = OrderedDict()
         self._arcs = 0
         self._builder: AllophoneStateGraphBuilder | None = None
 
@@ -58,14 +69,31 @@ class AutomatonExporter:
         Raises:
             AutomatonError: there is none, for instance because of an out-of-vocabulary word.
         """
-        automaton = self._cache.get(orthography)
-        if automaton is not None:
+        return self._entry(orthography).automaton
+
+    def graph(self, orthography: str) -> NodeGraph:
+        """The same, compiled for the full sum.
+
+        Raises:
+            AutomatonError: there is none.
+        """
+        entry = self._entry(orthography)
+        if entry.graph is None:
+            fsa = entry.automaton
+            entry.graph = NodeGraph.from_automaton(
+                fsa.num_states, fsa.edges, fsa.weights, self._tdp_scale()
+            )
+        return entry.graph
+
+    def _entry(self, orthography: str) -> _Entry:
+        entry = self._cache.get(orthography)
+        if entry is not None:
             self._cache.move_to_end(orthography)
-            return automaton
-        automaton = self.builder.build(orthography)
-        self._cache[orthography] = automaton
-        self._arcs += len(automaton.weights)
+            return entry
+        entry = _Entry(self.builder.build(orthography))
+        self._cache[orthography] = entry
+        self._arcs += len(entry.automaton.weights)
         while self._arcs > self._capacity:
             _, oldest = self._cache.popitem(last=False)
-            self._arcs -= len(oldest.weights)
-        return automaton
+            self._arcs -= len(oldest.automaton.weights)
+        return entry

@@ -57,6 +57,12 @@ def reference(fsa, scores):
     return -total, occupancy
 
 
+def evaluate(criterion, scores, fsa):
+    """Loss and gradient of an automaton."""
+    graph = NodeGraph.from_automaton(fsa.num_states, fsa.edges, fsa.weights, criterion.tdp_scale)
+    return criterion.full_sum(scores, graph)
+
+
 def random_scores(seed, frames, labels, spread=1.0):
     scores = np.random.default_rng(seed).normal(size=(frames, labels)) * spread
     return scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
@@ -82,7 +88,7 @@ def problems(draw):
 @given(problems())
 def test_agrees_with_enumeration(problem):
     fsa, scores = problem
-    loss, gradient = Criterion().full_sum(scores, fsa)
+    loss, gradient = evaluate(Criterion(), scores, fsa)
     expected, occupancy = reference(fsa, scores)
     if math.isinf(expected):
         assert loss == math.inf
@@ -106,14 +112,14 @@ def test_derivative_of_rasr_automata_by_finite_differences(golden_dir, name):
             num_states=int(last - first) + 1, edges=edges, weights=data["weights"][mask]
         )
         scores = random_scores(b, 60, int(edges[2].max()) + 2)
-        loss, gradient = criterion.full_sum(scores, fsa)
+        loss, gradient = evaluate(criterion, scores, fsa)
         assert math.isfinite(loss)
         np.testing.assert_allclose(gradient.sum(axis=1), -0.7, atol=1e-5)
         for _ in range(20):
             direction = rng.normal(size=scores.shape)
             step = 1e-4 * direction
-            upper, _ = criterion.full_sum(scores + step, fsa)
-            lower, _ = criterion.full_sum(scores - step, fsa)
+            upper, _ = evaluate(criterion, scores + step, fsa)
+            lower, _ = evaluate(criterion, scores - step, fsa)
             slope = (gradient * direction).sum()
             assert (upper - lower) / 2e-4 == pytest.approx(slope, rel=1e-4, abs=1e-4)
 
@@ -126,7 +132,7 @@ def test_nothing_underflows(peak):
     scores[:, 0] = 0.0
     scores[:, 1] -= 0.25 * peak
     fsa = linear(labels, loop=0.5, forward=0.1)
-    loss, gradient = Criterion().full_sum(scores, fsa)
+    loss, gradient = evaluate(Criterion(), scores, fsa)
     assert math.isfinite(loss)
     # The best path: each "1" once.
     best = frames * peak + 20 * 0.25 * peak + 40 * 0.1 + 360 * 0.5
@@ -141,7 +147,7 @@ def test_a_path_that_looks_hopeless_until_the_end_is_kept():
     scores = np.zeros((30, 3))
     scores[:, 1] = -2000.0
     scores[:, 2] = -5000.0
-    loss, gradient = Criterion().full_sum(scores, fsa)
+    loss, gradient = evaluate(Criterion(), scores, fsa)
     assert loss == pytest.approx(9000.0 - math.log(28), rel=1e-12)
     assert gradient[-1, 2] == -1.0
 
@@ -151,7 +157,7 @@ def test_scales_prior_and_weights_enter_as_documented():
     scores = random_scores(0, 6, 4)
     log_prior = np.log(np.array([0.1, 0.2, 0.3, 0.4]))
     criterion = Criterion(am_scale=0.6, tdp_scale=0.3, prior_scale=0.2, log_prior=log_prior)
-    loss, gradient = criterion.full_sum(scores, fsa)
+    loss, gradient = evaluate(criterion, scores, fsa)
     scaled = automaton(4, [(*edge, 0.3 * w) for edge, w in zip(fsa.edges.T, fsa.weights)])  # noqa: B905
     expected, occupancy = reference(scaled, 0.6 * scores - 0.2 * log_prior)
     assert loss == pytest.approx(expected, rel=1e-6)
@@ -165,7 +171,7 @@ def test_parallel_arcs_and_a_hub_with_many_arcs():
     arcs += [(41, 41, 0, 1.0), (41, 42, 1, 0.0), (41, 42, 1, 0.5), (41, 42, 2, 0.0)]
     fsa = automaton(43, arcs)
     scores = random_scores(1, 4, 7)
-    loss, gradient = Criterion().full_sum(scores, fsa)
+    loss, gradient = evaluate(Criterion(), scores, fsa)
     expected, occupancy = reference(fsa, scores)
     assert loss == pytest.approx(expected, rel=1e-6)
     np.testing.assert_allclose(-gradient, occupancy, atol=1e-6)
@@ -174,43 +180,43 @@ def test_parallel_arcs_and_a_hub_with_many_arcs():
 def test_no_path_gives_infinite_loss_and_exactly_zero():
     fsa = linear([0, 1, 2])
     for frames in (0, 1, 2):
-        loss, gradient = Criterion().full_sum(np.zeros((frames, 3)), fsa)
+        loss, gradient = evaluate(Criterion(), np.zeros((frames, 3)), fsa)
         assert loss == math.inf
         assert gradient.shape == (frames, 3)
         assert not gradient.any()
     scores = np.zeros((5, 3))
     scores[2] = -np.inf
-    loss, gradient = Criterion().full_sum(scores, fsa)
+    loss, gradient = evaluate(Criterion(), scores, fsa)
     assert loss == math.inf
     assert not gradient.any()
     unreachable = automaton(4, [(0, 1, 0, 0), (1, 1, 0, 0), (2, 3, 0, 0)])
-    loss, gradient = Criterion().full_sum(np.zeros((5, 3)), unreachable)
+    loss, gradient = evaluate(Criterion(), np.zeros((5, 3)), unreachable)
     assert loss == math.inf
     assert not gradient.any()
-    assert Criterion().full_sum(np.zeros((5, 3)), automaton(2, []))[0] == math.inf
-    assert Criterion().full_sum(np.zeros((5, 3)), linear([0], loop=np.inf, forward=np.inf))[0] > 1
+    assert evaluate(Criterion(), np.zeros((5, 3)), automaton(2, []))[0] == math.inf
+    assert evaluate(Criterion(), np.zeros((5, 3)), linear([0], loop=np.inf, forward=np.inf))[0] > 1
 
 
 def test_no_frames_is_a_path_where_the_start_is_the_end():
-    assert Criterion().full_sum(np.zeros((0, 3)), automaton(1, []))[0] == 0.0
+    assert evaluate(Criterion(), np.zeros((0, 3)), automaton(1, []))[0] == 0.0
 
 
 def test_not_a_number_stays_within_what_the_automaton_uses():
     fsa = linear([0, 2])
     scores = random_scores(2, 5, 4)
-    clean, _ = Criterion().full_sum(scores, fsa)
+    clean, _ = evaluate(Criterion(), scores, fsa)
     scores[3, 1] = np.nan  # no path emits label 1
-    assert Criterion().full_sum(scores, fsa)[0] == clean
+    assert evaluate(Criterion(), scores, fsa)[0] == clean
     for bad in (np.nan, np.inf):
         scores[3, 2] = bad
-        loss, gradient = Criterion().full_sum(scores, fsa)
+        loss, gradient = evaluate(Criterion(), scores, fsa)
         assert math.isnan(loss)
         assert np.isnan(gradient).all()
 
 
 def test_a_label_that_the_posteriors_lack_is_an_error():
     with pytest.raises(ValueError, match="emits label 5, but the posteriors have only 5 labels"):
-        Criterion().full_sum(np.zeros((4, 5)), linear([0, 5]))
+        evaluate(Criterion(), np.zeros((4, 5)), linear([0, 5]))
 
 
 def test_a_state_out_of_range_is_an_error():
@@ -256,7 +262,7 @@ def test_configuration(tmp_path):
         assert (criterion.am_scale, criterion.tdp_scale, criterion.prior_scale) == (0.5, 0.0, 0.3)
         np.testing.assert_allclose(criterion.log_prior, prior)
     with pytest.raises(ConfigurationError, match="prior has 3 labels, the posteriors have 4"):
-        criterion.full_sum(np.zeros((5, 4)), linear([0]))
+        evaluate(criterion, np.zeros((5, 4)), linear([0]))
     assert Criterion.from_configuration(Configuration.from_dict({})) == Criterion()
 
 
