@@ -24,6 +24,8 @@ __all__ = ["Recipe", "Trained", "initial_parameters", "train"]
 
 Parameters = Any
 
+_RISING_STEPS = 100
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -52,8 +54,8 @@ class Recipe:
         schedule = optax.warmup_cosine_decay_schedule(
             init_value=0.0,
             peak_value=self.learning_rate,
-            warmup_steps=min(100, max(self.steps // 5, 1)),
-            decay_steps=max(self.steps, 2),
+            warmup_steps=_RISING_STEPS,
+            decay_steps=max(self.steps, _RISING_STEPS + 1),
             end_value=0.02 * self.learning_rate,
         )
         return optax.chain(
