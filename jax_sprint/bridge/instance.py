@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from jax_sprint.bridge import replies
+from jax_sprint.bridge.handshake import DEATH_PATIENCE, shake_hands
 from jax_sprint.bridge.options import OptionsLike, SprintOptions
 from jax_sprint.bridge.process import ChildProcess
 from jax_sprint.errors import (
@@ -19,7 +20,6 @@ from jax_sprint.errors import (
     SprintError,
     SprintProtocolError,
     SprintRequestError,
-    SprintStartError,
     SprintTimeoutError,
 )
 from jax_sprint.sprint_side.jax_sprint_control.wire import (
@@ -29,10 +29,6 @@ from jax_sprint.sprint_side.jax_sprint_control.wire import (
 )
 
 __all__ = ["SprintSubprocessInstance"]
-
-PROTOCOL_VERSION = 1
-# After its pipe has ended, the process should soon be gone as well, and have an exit status.
-_DEATH_PATIENCE = 1.0
 
 
 class SprintSubprocessInstance:
@@ -80,7 +76,7 @@ class SprintSubprocessInstance:
         self._finalizer.atexit = self._end_at_exit
         self._deadline = time.monotonic() + self.options.start_timeout
         try:
-            self._handshake(child)
+            shake_hands(child, self._deadline)
         except BaseException:
             self._drop(child)
             raise
@@ -124,6 +120,11 @@ class SprintSubprocessInstance:
     def is_calculating(self) -> bool:
         """Whether a request was sent whose answer was not read yet."""
         return self._segment is not None
+
+    @property
+    def traffic(self) -> tuple[int, int]:
+        """Bytes sent to and received from the current child, shared memory included."""
+        return (0, 0) if self._child is None else self._child.protocol.traffic
 
     # ---------------------------------------------------------------------------------- requests
 
@@ -215,49 +216,6 @@ class SprintSubprocessInstance:
 
     # ------------------------------------------------------------------------------------ inside
 
-    def _converse(self, child: ChildProcess, message: tuple) -> Any:
-        try:
-            child.channel.send(message, self._left())
-            return child.channel.receive(self._left(), replies.SLACK_BYTES)
-        except PeerClosedError:
-            what = "ended" if child.wait(_DEATH_PATIENCE) else "closed its pipe"
-            child.finish()
-            if what != "ended":
-                child.exit_status = None  # our own doing
-            raise child.error(
-                SprintStartError,
-                f"Sprint {what} before it answered the handshake: {child.command[0]}",
-                None,
-            ) from None
-        except WireTimeoutError:
-            child.finish()
-            child.exit_status = None  # our own doing
-            raise child.error(
-                SprintTimeoutError,
-                f"Sprint did not answer the handshake within start_timeout = "
-                f"{self.options.start_timeout} s; does it load the control module "
-                "(--*.pymod-name), and does its configuration run it?",
-                None,
-            ) from None
-        except FormatError as error:
-            self._fail(SprintProtocolError, f"no valid answer to the handshake: {error}", None)
-
-    def _handshake(self, child: ChildProcess) -> None:
-        answer = self._converse(child, ("init", "SprintSubprocessInstance", PROTOCOL_VERSION))
-        problem = replies.check_handshake(answer, PROTOCOL_VERSION)
-        if problem:
-            self._fail(SprintProtocolError, problem, None)
-        if self.options.protocol_version >= 2 and replies.offers(answer, 2):
-            memory = child.memory is not None
-            answer = self._converse(child, ("upgrade", 2, memory))
-            if answer != ("ok", 2, True) and answer != ("ok", 2, False):
-                self._fail(
-                    SprintProtocolError,
-                    f"the answer to the change to version 2 is {replies.describe(answer)}",
-                    None,
-                )
-            child.change_protocol(memory and answer[2])
-
     def _send(self, segment: str, ask: Callable[[ChildProcess], None]) -> None:
         self._check_process()
         child = self._child
@@ -330,7 +288,7 @@ class SprintSubprocessInstance:
         child = self._child
         assert child is not None
         if isinstance(error, PeerClosedError):
-            if child.wait(_DEATH_PATIENCE):
+            if child.wait(DEATH_PATIENCE):
                 self._fail(SprintCrashError, f"Sprint died ({error})", segment, by_us=False)
             self._fail(
                 SprintCrashError,

@@ -55,6 +55,12 @@ class SprintOptions:
         start_timeout: seconds from starting the executable to its answer to the handshake.
         request_timeout: seconds for one segment, from the request to the complete answer.
         exit_timeout: seconds for Sprint to end by itself after being told to.
+        max_retries: how often a pool asks again for a segment after its Sprint failed to start,
+            died, did not answer in time or answered nonsense, each time on a fresh Sprint.  A
+            request that Sprint itself refuses is not repeated.
+        on_error: what a pool does about the loss of a segment for which it cannot be had:
+            "raise", or "mask": NaN as its loss and zero as its error signal.  That Sprint cannot be
+            started at all is always raised.
         max_message_bytes: largest message accepted from Sprint.
         protocol_version: newest version of the protocol to offer: 2 (numbered messages, arrays in
             shared memory) or 1.  A control module that knows only version 1 works with both.
@@ -75,6 +81,8 @@ class SprintOptions:
     start_timeout: float = 120.0
     request_timeout: float = 300.0
     exit_timeout: float = 10.0
+    max_retries: int = 0
+    on_error: str = "raise"
     max_message_bytes: int = 1 << 30
     protocol_version: int = 2
     shared_memory: bool = True
@@ -111,6 +119,14 @@ class SprintOptions:
                 raise ValueError(
                     f"{name} must be a positive, finite number of seconds, got {value!r}"
                 )
+        if (
+            isinstance(self.max_retries, bool)
+            or not isinstance(self.max_retries, int)
+            or self.max_retries < 0
+        ):
+            raise ValueError(f"max_retries must be an int of at least 0, got {self.max_retries!r}")
+        if self.on_error not in ("raise", "mask"):
+            raise ValueError(f'on_error must be "raise" or "mask", got {self.on_error!r}')
         if self.protocol_version not in (1, 2):
             raise ValueError(f"protocol_version must be 1 or 2, got {self.protocol_version!r}")
         for name in ("use_python_segment_order", "shared_memory"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -13,19 +12,17 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jax_sprint.bridge.batches import check_batch, join_automata
+from jax_sprint.bridge.crew import Crew
 from jax_sprint.bridge.options import OptionsLike, SprintOptions
-from jax_sprint.bridge.reader import ReaderThread
 from jax_sprint.bridge.replies import holds_nan
+from jax_sprint.bridge.stats import Statistics
 from jax_sprint.bridge.tags import decode_tags
-from jax_sprint.bridge.work import Batch, Job, WorkQueue
-from jax_sprint.errors import SprintClosedError, SprintError
+from jax_sprint.bridge.work import Batch, Job
+from jax_sprint.errors import SprintClosedError, SprintError, SprintStartError
 
 __all__ = ["SprintInstancePool"]
 
 logger = logging.getLogger("jax_sprint")
-
-# How long to wait, after an interruption, for the requests that are under way.
-_ABANDON_PATIENCE = 1.0
 
 
 class SprintInstancePool:
@@ -36,8 +33,8 @@ class SprintInstancePool:
     methods may be called from several threads at once.  Without `close`, the children end with
     the pool's last reference or with the interpreter.
 
-    A request that fails does not disturb the others, and a Sprint that died is replaced with the
-    next request.
+    A request that fails does not disturb the others.  A Sprint that died is replaced, for the same
+    segment if `max_retries` permits, else with the next request.
 
     Args:
         options: what to start and how many; also the ancestor's dict.
@@ -52,8 +49,10 @@ class SprintInstancePool:
     def __init__(self, options: OptionsLike) -> None:
         self.options = SprintOptions.coerce(options)
         self._lock = threading.Lock()
-        self._crew: _Crew | None = None
+        self._crew: Crew | None = None
         self._finalizer: weakref.finalize | None = None
+        self._stats = Statistics()
+        self._last_error: BaseException | None = None
         self.init()
 
     @classmethod
@@ -77,7 +76,7 @@ class SprintInstancePool:
         self._check_process()
         with self._lock:
             if self._crew is None:
-                self._crew = _Crew(self.options)
+                self._crew = Crew(self.options, self._stats)
                 self._finalizer = weakref.finalize(self, self._crew.close)
 
     def close(self) -> None:
@@ -106,6 +105,33 @@ class SprintInstancePool:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
+    # ------------------------------------------------------------------------------- its history
+
+    @property
+    def last_error(self) -> BaseException | None:
+        """The last failure of a batch, also a masked one; None once `check` has raised it.
+
+        JAX passes on only the message of an exception in a callback: this is the exception itself.
+        """
+        return self._last_error
+
+    def check(self) -> None:
+        """Raises the last failure, if there was one since the last call."""
+        error, self._last_error = self._last_error, None
+        if error is not None:
+            raise error
+
+    def stats(self) -> dict[str, float]:
+        """Sums over the whole life of the pool.
+
+        Returns:
+            `requests` answered, `failures`, `masked` segments, `retries`; `starts` of Sprint,
+            `restarts` among them; `bytes_sent` and `bytes_received`; and, summed over all threads,
+            `queue_seconds` that requests waited, `child_seconds` that Sprint took for them, and
+            `start_seconds`.
+        """
+        return self._stats.snapshot()
+
     def __repr__(self) -> str:
         state = "closed" if self.closed else "open"
         return f"<{type(self).__name__} of {self.options.num_instances}, {state}>"
@@ -133,7 +159,9 @@ class SprintInstancePool:
         Raises:
             ValueError: an argument is not as described; nothing was sent.
             SprintError: a request failed.  If several did, the first one's error is raised when all
-                others have come to their end, and says how many failed.
+                    others have come to their end, and says how many failed.  With
+                `on_error="mask"` none is raised for single segments: such a sequence has loss NaN
+                and error signal zero, and `last_error` keeps the first one's error.
         """
         crew = self._open_crew()
         log_posteriors, lengths, names = check_batch(log_posteriors, seq_lengths, tags)
@@ -148,6 +176,15 @@ class SprintInstancePool:
             ask = _loss_request(names[b], frames, b, loss, error_signal[:length, b])
             jobs.append(Job(batch, b, names[b], length, ask))
         self._run(crew, batch, jobs)
+        if batch.errors:
+            error = self._judged(batch, len(jobs))
+            if self.options.on_error == "raise" or not self._can_mask(batch):
+                raise error
+            failed = list(batch.errors)
+            loss[failed] = np.nan
+            error_signal[:, failed] = 0
+            self._stats.add(masked=len(failed))
+            logger.warning("masked %d of %d segments: %s", len(failed), len(names), error)
         return loss, error_signal
 
     def get_automata_for_batch(self, tags: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -177,11 +214,13 @@ class SprintInstancePool:
             for b, name in enumerate(names)
         ]
         self._run(crew, batch, jobs)
+        if batch.errors:
+            raise self._judged(batch, len(jobs))
         return join_automata(found)
 
     # ------------------------------------------------------------------------------------ inside
 
-    def _run(self, crew: _Crew, batch: Batch, jobs: list[Job]) -> None:
+    def _run(self, crew: Crew, batch: Batch, jobs: list[Job]) -> None:
         batch.expect(len(jobs))
         try:
             if not crew.submit(jobs):
@@ -193,15 +232,27 @@ class SprintInstancePool:
             # Nobody may read the caller's arrays after we return: under jax they may be gone.
             crew.abandon(batch)
             raise
-        if batch.errors:
-            first = batch.errors[min(batch.errors)]
-            others = len(batch.errors) - 1
-            if isinstance(first, SprintError):
-                text = f"({others} more of the {len(jobs)} requests failed)" if others else ""
-                raise first.extended(text) if text else first
-            raise first
 
-    def _open_crew(self) -> _Crew:
+    def _judged(self, batch: Batch, count: int) -> BaseException:
+        """The error to raise for a batch, kept as `last_error`."""
+        error = batch.errors[min(batch.errors)]
+        others = len(batch.errors) - 1
+        if isinstance(error, SprintError) and others:
+            error = error.extended(f"({others} more of the {count} requests failed)")
+        self._last_error = error
+        return error
+
+    @staticmethod
+    def _can_mask(batch: Batch) -> bool:
+        # A closed pool, a Sprint that cannot be started and a mistake in the program are no matter
+        # of single segments.
+        return all(
+            isinstance(error, SprintError)
+            and not isinstance(error, SprintClosedError | SprintStartError)
+            for error in batch.errors.values()
+        )
+
+    def _open_crew(self) -> Crew:
         self._check_process()
         crew = self._crew
         if crew is None:
@@ -216,68 +267,6 @@ class SprintInstancePool:
                 f"{os.getpid()}, made by os.fork; make a pool of its own here, or start processes "
                 "with multiprocessing's spawn or forkserver"
             )
-
-
-class _Crew:
-    """What lives while a pool is open: the queue and the threads.  Knows nothing of the pool, so
-    that the pool can be collected while they wait."""
-
-    def __init__(self, options: SprintOptions) -> None:
-        self.owner_pid = os.getpid()
-        self._options = options
-        self._queue = WorkQueue()
-        self._readers: list[ReaderThread] = []
-        self._lock = threading.Lock()
-        self._closed = False
-
-    def submit(self, jobs: list[Job]) -> bool:
-        if not jobs:
-            return not self._closed
-        with self._lock:
-            if self._closed or not self._queue.put(jobs):
-                return False
-            for _ in range(self._queue.missing()):
-                if len(self._readers) == self._options.num_instances:
-                    break
-                reader = ReaderThread(self._options, self._queue, len(self._readers))
-                reader.start()
-                self._readers.append(reader)
-        return True
-
-    def check(self) -> None:
-        """Raises if nobody is left who could finish a batch."""
-        with self._lock:
-            if not any(reader.is_alive() for reader in self._readers):
-                raise SprintClosedError("the pool's threads have ended; init() opens it again")
-
-    def abandon(self, batch: Batch) -> None:
-        """Makes sure that nothing of this batch runs any more."""
-        for job in self._queue.withdraw(batch):
-            job.done(SprintClosedError("the batch was given up", segment=job.segment))
-        if not batch.wait(_ABANDON_PATIENCE):
-            for reader in list(self._readers):
-                reader.interrupt(batch)
-            batch.wait(self._options.exit_timeout)
-
-    def close(self) -> None:
-        if os.getpid() != self.owner_pid:
-            return
-        with self._lock:
-            self._closed = True
-            readers = list(self._readers)
-        for job in self._queue.close():
-            job.done(SprintClosedError("the pool was closed", segment=job.segment))
-        deadline = time.monotonic() + 2 * self._options.exit_timeout + 10.0
-        for reader in readers:
-            reader.close()
-        for reader in readers:
-            while reader.is_alive() and reader is not threading.current_thread():
-                reader.join(0.5)
-                # Again, in case it was just about to start its child.
-                reader.interrupt()
-                if time.monotonic() > deadline:
-                    logger.warning("%s does not end", reader.name)
-                    break
 
 
 def _loss_request(

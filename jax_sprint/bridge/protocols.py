@@ -30,6 +30,10 @@ class VersionOne:
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
 
+    @property
+    def traffic(self) -> tuple[int, int]:
+        return self.channel.bytes_sent, self.channel.bytes_received
+
     def ask_loss(self, name: str, log_posteriors: np.ndarray, timeout: float) -> None:
         posteriors = np.asarray(log_posteriors, dtype=np.float32)
         self.channel.send(
@@ -62,6 +66,14 @@ class VersionTwo:
         self._memory = memory
         self._numbers = itertools.count(1)
         self._asked = (0, 0, b"", (0, 0))
+        self._memory_sent = self._memory_received = 0
+
+    @property
+    def traffic(self) -> tuple[int, int]:
+        return (
+            self.channel.bytes_sent + self._memory_sent,
+            self.channel.bytes_received + self._memory_received,
+        )
 
     def ask_loss(self, name: str, log_posteriors: np.ndarray, timeout: float) -> None:
         deadline = time.monotonic() + timeout
@@ -80,6 +92,7 @@ class VersionTwo:
             os.ftruncate(self._memory.fd, wire_v2.reply_offset(total * 3 // 2))
             self._memory.require(total)
         np.copyto(self._memory.array(shape, 0), log_posteriors, casting="same_kind")
+        self._memory_sent += size
         wire_v2.write_message(*arguments, memory=(0, size, self._memory.size))
 
     def ask_automaton(self, name: str, timeout: float) -> None:
@@ -122,6 +135,7 @@ class VersionTwo:
             if self._memory is None or message.offset != wire_v2.reply_offset(4 * rows * columns):
                 raise FormatError("the error signal is said to lie where nothing was agreed upon")
             error_signal = self._memory.array(shape, message.offset)
+            self._memory_received += message.payload_bytes
         else:
             error_signal = message.payload.view(np.float32).reshape(shape)
         return ("ok", message.loss, error_signal)

@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
+import time
 
 from jax_sprint.bridge.instance import SprintSubprocessInstance
 from jax_sprint.bridge.options import SprintOptions
+from jax_sprint.bridge.stats import Statistics
 from jax_sprint.bridge.work import Job, WorkQueue
-from jax_sprint.errors import SprintClosedError, SprintError
+from jax_sprint.errors import (
+    SprintClosedError,
+    SprintCrashError,
+    SprintError,
+    SprintProtocolError,
+    SprintRequestError,
+    SprintStartError,
+    SprintTimeoutError,
+)
 
 __all__ = ["ReaderThread"]
 
 logger = logging.getLogger("jax_sprint")
+
+# How long a thread whose Sprint does not start leaves the work to the others, in seconds.
+_START_PAUSE = 5.0
+# What may be over with another process; a refusal by Sprint itself is not among it.
+_PASSING = (SprintCrashError, SprintProtocolError, SprintStartError, SprintTimeoutError)
+
+
+class _CannotStart(Exception):
+    """There is no Sprint in this thread to ask, for this `reason`."""
+
+    def __init__(self, reason: BaseException) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
 
 
 class _PoolInstance(SprintSubprocessInstance):
@@ -22,24 +46,30 @@ class _PoolInstance(SprintSubprocessInstance):
 class ReaderThread(threading.Thread):
     """Takes requests from a pool's queue, has its own Sprint serve them, and ends with the queue.
 
-    The Sprint is started with the first request, and again with the next one after it failed.  It
+    The Sprint is started with the first request, and again when it is needed after it failed.  It
     is a daemon thread that a pool keeps; no thread is made per batch.
 
     Args:
         options: what to start.
         queue: where the requests come from.
+        stats: where to count.
         number: for the thread's name.
     """
 
-    def __init__(self, options: SprintOptions, queue: WorkQueue, number: int) -> None:
+    def __init__(
+        self, options: SprintOptions, queue: WorkQueue, stats: Statistics, number: int
+    ) -> None:
         super().__init__(name=f"jax_sprint reader {number}", daemon=True)
         self._options = options
         self._queue = queue
+        self._stats = stats
+        self._number = number
         self._instance: SprintSubprocessInstance | None = None
         self._lock = threading.Lock()
         self._job: Job | None = None
-        self._closing = False
+        self._closing = threading.Event()
         self._interrupted = False
+        self._started_before = False
 
     @property
     def instance(self) -> SprintSubprocessInstance | None:
@@ -52,16 +82,21 @@ class ReaderThread(threading.Thread):
                 with self._lock:
                     self._job = job
                 error = self._serve(job)
+                back = isinstance(error, _CannotStart) and self._queue.put_back(job)
                 with self._lock:
                     self._job = None
                     interrupted, self._interrupted = self._interrupted, False
                 if interrupted and self._instance is not None:
                     # It was killed, perhaps just after its answer: the next job must not find it.
                     self._instance.exit_handler()
-                job.done(error)
+                if not back:
+                    self._settle(job, error)
                 # Not kept while waiting for the next one: it holds the caller's arrays.
                 del job, error
+                if back:
+                    self._pause()
         finally:
+            self._queue.serving.discard(self._number)
             instance, self._instance = self._instance, None
             if instance is not None:
                 instance.exit_handler()
@@ -76,39 +111,96 @@ class ReaderThread(threading.Thread):
 
     def close(self) -> None:
         """Announces the end: a failure from now on is no failure of Sprint."""
-        self._closing = True
+        self._closing.set()
         self.interrupt()
 
     def _serve(self, job: Job) -> BaseException | None:
-        try:
-            self._ready()
-        except Exception as error:
+        """Does one job, again if need be; returns what it failed with."""
+        self._stats.add(queue_seconds=time.monotonic() - job.created)
+        error: BaseException
+        for attempt in itertools.count():
+            if attempt and self._interrupted:
+                break
+            started = False
+            try:
+                instance = self._ready()
+                started = True
+                self._ask(job, instance)
+                return None
+            except BaseException as failure:
+                # Also a SystemExit, for example of a callable in the options: it must not end
+                # this thread, or somebody waits in vain.
+                error = failure
+            if not isinstance(error, SprintRequestError):
+                self._queue.serving.discard(self._number)
+            if self._closing.is_set() and isinstance(error, SprintError):
+                return SprintClosedError(
+                    "the pool was closed while this request was under way", segment=job.segment
+                )
             if isinstance(error, SprintError) and error.segment is None:
                 error = error.extended(segment=job.segment)
-            if not self._closing:
-                # The others of this batch would run into the same, each after a time-out of its
-                # own: they share this failure unless somebody is serving them already.
-                for other in self._queue.withdraw(job.batch):
-                    other.done(error)
-            return self._translated(error, job)
-        assert self._instance is not None
-        if self._closing:
-            return self._translated(SprintError("closing"), job)
+            if (
+                attempt >= self._options.max_retries
+                or not isinstance(error, _PASSING)
+                or self._interrupted
+            ):
+                break
+            logger.warning("asking again for %r: %s", job.segment, error)
+            self._stats.add(retries=1)
+            if not started:
+                self._closing.wait(min(0.1 * 2**attempt, 5.0))
+        if attempt and isinstance(error, SprintError):
+            error = error.extended(f"(tried {attempt + 1} times)")
+        return error if started else _CannotStart(error)
+
+    def _settle(self, job: Job, error: BaseException | None) -> None:
+        if isinstance(error, _CannotStart):
+            error = error.reason
+            # The others of this batch would run into the same, each after a time-out of its own,
+            # and nobody else is there to serve them.
+            for other in self._queue.withdraw(job.batch):
+                self._stats.add(failures=1)
+                other.done(error)
+        self._stats.add(**{"requests" if error is None else "failures": 1})
+        job.done(error)
+
+    def _pause(self) -> None:
+        """Leaves the requests to those that have a Sprint, for a while or until none has."""
+        until = time.monotonic() + _START_PAUSE
+        while self._queue.serving and time.monotonic() < until:
+            if self._closing.wait(0.1):
+                return
+
+    def _ask(self, job: Job, instance: SprintSubprocessInstance) -> None:
+        if self._closing.is_set():
+            raise SprintClosedError("the pool was closed", segment=job.segment)
+        before = time.monotonic()
+        sent, received = instance.traffic
         try:
-            job.ask(self._instance)
-        except Exception as error:
-            return self._translated(error, job)
-        return None
-
-    def _ready(self) -> None:
-        if self._instance is None:
-            self._instance = _PoolInstance(self._options, start=False)
-        if not self._instance.is_alive:
-            self._instance.init()
-
-    def _translated(self, error: Exception, job: Job) -> Exception:
-        if self._closing and isinstance(error, SprintError):
-            return SprintClosedError(
-                "the pool was closed while this request was under way", segment=job.segment
+            job.ask(instance)
+        finally:
+            now_sent, now_received = instance.traffic
+            self._stats.add(
+                child_seconds=time.monotonic() - before,
+                bytes_sent=max(0, now_sent - sent),
+                bytes_received=max(0, now_received - received),
             )
-        return error
+
+    def _ready(self) -> SprintSubprocessInstance:
+        """The Sprint of this thread, started if there is none."""
+        instance = self._instance
+        if instance is None:
+            instance = self._instance = _PoolInstance(self._options, start=False)
+        if not instance.is_alive:
+            before = time.monotonic()
+            try:
+                instance.init()
+            finally:
+                self._stats.add(
+                    starts=1,
+                    restarts=int(self._started_before),
+                    start_seconds=time.monotonic() - before,
+                )
+                self._started_before = True
+        self._queue.serving.add(self._number)
+        return instance

@@ -5,8 +5,8 @@ from __future__ import annotations
 import heapq
 import itertools
 import threading
+import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from jax_sprint.bridge.instance import SprintSubprocessInstance
 
@@ -24,7 +24,7 @@ class Job:
         ask: does the whole request and stores its result.
     """
 
-    __slots__ = ("ask", "batch", "cost", "index", "segment")
+    __slots__ = ("ask", "batch", "cost", "created", "index", "segment")
 
     def __init__(
         self,
@@ -39,6 +39,7 @@ class Job:
         self.segment = segment
         self.cost = cost
         self.ask = ask
+        self.created = time.monotonic()
 
     def done(self, error: BaseException | None = None) -> None:
         self.batch.settle(self, error)
@@ -51,6 +52,8 @@ class Batch:
         self._lock = threading.Lock()
         self._finished = threading.Event()
         self._open = 0
+        # Set, under the queue's lock, when nobody waits for it any more.
+        self.given_up = False
         self.errors: dict[int, BaseException] = {}
 
     def expect(self, count: int) -> None:
@@ -84,6 +87,8 @@ class WorkQueue:
         self._changed = threading.Condition()
         self._closed = False
         self._idle = 0
+        # The threads that have a Sprint that works, as far as they know.
+        self.serving: set[int] = set()
 
     def put(self, jobs: Sequence[Job]) -> bool:
         """Adds jobs; False (and nothing was added) if the queue is closed."""
@@ -93,6 +98,15 @@ class WorkQueue:
             for job in jobs:
                 heapq.heappush(self._heap, (-job.cost, next(self._numbers), job))
             self._changed.notify(len(jobs))
+            return True
+
+    def put_back(self, job: Job) -> bool:
+        """Returns a job that was not done; False if nobody would do it or wants it any more."""
+        with self._changed:
+            if self._closed or job.batch.given_up or not self.serving:
+                return False
+            heapq.heappush(self._heap, (-job.cost, next(self._numbers), job))
+            self._changed.notify()
             return True
 
     def get(self) -> Job | None:
@@ -111,9 +125,10 @@ class WorkQueue:
         with self._changed:
             return max(0, len(self._heap) - self._idle)
 
-    def withdraw(self, batch: Batch) -> list[Job]:
-        """Takes a batch's waiting jobs out again."""
+    def withdraw(self, batch: Batch, give_up: bool = False) -> list[Job]:
+        """Takes a batch's waiting jobs out again; to `give_up` means for good."""
         with self._changed:
+            batch.given_up = batch.given_up or give_up
             gone = [entry[2] for entry in self._heap if entry[2].batch is batch]
             if gone:
                 self._heap = [entry for entry in self._heap if entry[2].batch is not batch]
@@ -128,6 +143,3 @@ class WorkQueue:
             self._heap.clear()
             self._changed.notify_all()
             return gone
-
-
-Result = Any

@@ -85,6 +85,12 @@ class Fake:
         if fault == "once" and not os.path.exists(self.marker):
             open(self.marker, "w").close()
             os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "only first":
+            try:
+                os.close(os.open(self.marker, os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                print("no licence left", file=sys.stderr)
+                sys.exit(3)
         if fault == "noisy start":
             sys.stdout.write("<xml>noise</xml>\n" * 100000)
             sys.stdout.flush()

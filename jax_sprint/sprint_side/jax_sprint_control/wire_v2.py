@@ -34,6 +34,7 @@ where `memory` says whether the shared memory is used; from then on both speak v
 import mmap
 import os
 import struct
+from collections import namedtuple
 
 import numpy as np
 
@@ -67,22 +68,10 @@ _MAX_NAME = 1 << 16
 _PAGE = 4096
 
 
-class Message:
-    """One message, taken apart.  `payload` is None, or the bytes that followed in the pipe."""
-
-    __slots__ = (
-        "columns",
-        "flags",
-        "kind",
-        "loss",
-        "memory_bytes",
-        "name",
-        "number",
-        "offset",
-        "payload",
-        "payload_bytes",
-        "rows",
-    )
+# One message, taken apart.  `payload` is None, or the bytes [n] uint8 that followed in the pipe.
+Message = namedtuple(
+    "Message", "kind flags number name rows columns payload_bytes offset memory_bytes loss payload"
+)
 
 
 def write_message(
@@ -158,20 +147,17 @@ def read_message(channel, deadline, max_bytes):
         longer[:have] = first[:have]
         first = longer
         have += channel.read_raw(memoryview(first)[have:], start - have, deadline)
-    message = Message()
-    message.kind, message.flags, message.number = kind, flags, number
-    message.rows, message.columns, message.loss = rows, columns, loss
-    message.payload_bytes, message.offset, message.memory_bytes = size, offset, memory_bytes
-    message.name = bytes(first[_HEADER.size : start])
-    message.payload = None
+    name = bytes(first[_HEADER.size : start])
+    payload = None
     if in_pipe:
         payload = np.empty(in_pipe, np.uint8)
         there = have - start
         payload[:there] = np.frombuffer(first, np.uint8, there, start)
         if there < in_pipe:
-            channel.read_raw(memoryview(payload)[there:], in_pipe - there, deadline)
-        message.payload = payload
-    return message
+            channel.read_raw(payload.data[there:], in_pipe - there, deadline)
+    return Message(
+        kind, flags, number, name, rows, columns, size, offset, memory_bytes, loss, payload
+    )
 
 
 def reply_offset(request_bytes):
@@ -204,6 +190,7 @@ class Memory:
 
     def array(self, shape, offset):
         """A float32 array of that shape there; the caller has made sure that it fits."""
+        assert self._map is not None, "nothing was mapped yet"
         count = shape[0] * shape[1]
         return np.frombuffer(self._map, np.float32, count, offset).reshape(shape)
 

@@ -1,0 +1,41 @@
+"""What a pool has done so far, in numbers."""
+
+from __future__ import annotations
+
+import threading
+
+__all__ = ["Statistics"]
+
+_COUNTS = (
+    "requests",
+    "failures",
+    "masked",
+    "retries",
+    "starts",
+    "restarts",
+    "bytes_sent",
+    "bytes_received",
+)
+_SECONDS = ("queue_seconds", "child_seconds", "start_seconds")
+
+
+class Statistics:
+    """Sums that several threads add to."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sums: dict[str, float] = {
+            **dict.fromkeys(_COUNTS, 0),
+            **dict.fromkeys(_SECONDS, 0.0),
+        }
+
+    def add(self, **amounts: float) -> None:
+        """Adds to the sums of these names."""
+        with self._lock:
+            for name, amount in amounts.items():
+                self._sums[name] += amount
+
+    def snapshot(self) -> dict[str, float]:
+        """All sums, as they are at one moment."""
+        with self._lock:
+            return dict(self._sums)
