@@ -6,9 +6,13 @@ fit to each other.  Between two boundaries lie the states of one phone.
 
 Facts from RASR's sources (`Am::ClassicTransducerBuilder`).  Its peculiarities are kept, because the
 automata depend on them: without any context all word ends lead back to one start, but only those
-that were met after the start (so a silence that comes first in the lexicon has no way on); a phone
-without context on one side may be followed by any phone that has none, which
+that were met after the start (so a silence that comes first in the lexicon may have no way on); a
+phone without context on one side may be followed by any phone that has none, which
 ``fix-allophone-context-at-word-boundaries`` confines to silence and its like.
+
+One difference: where, for the same reason, not a single word has a way on (without context and
+without that fix, and a pronunciation of one phoneme first in the lexicon), RASR crashes whatever
+is asked.  Here the words get their way on.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from jax_sprint.embedded.allophones import (
     state_label,
 )
 from jax_sprint.embedded.config import Configuration
-from jax_sprint.embedded.fsa import EPSILON, Fsa, MatchSide
+from jax_sprint.embedded.fsa import EPSILON, Fsa, MatchSide, need_behind
 from jax_sprint.embedded.hmm_topology import HmmTopology
 
 __all__ = ["build_context_transducer"]
@@ -51,7 +55,7 @@ def build_context_transducer(
         `word_end`).  State 0 is the start.
     """
     alphabet.add_from_lexicon()
-    return MatchSide.by_output(_Builder(config, alphabet, topology, word_end).build())
+    return _Builder(config, alphabet, topology, word_end).build()
 
 
 class _Builder:
@@ -71,14 +75,26 @@ class _Builder:
         self._fsa = Fsa()
         self._start: int | None = None
         self._boundaries: dict[_Boundary, int] = {}
-        self._suffixes: dict[tuple[int, int, int, int], int] = {}
+        self._suffixes: dict[tuple[int, int, int], int] = {}
+        # Boundaries behind words that have no way on, and those where words (not silence) end.
+        self._unlinked: list[int] = []
+        self._word_ends: set[int] = set()
+        # What must come behind a state: the phoneme (or word end) that its context foresees.
+        self._needs: dict[int, int] = {}
 
-    def build(self) -> Fsa:
+    def build(self) -> MatchSide:
         for number, allophone in enumerate(self._alphabet.allophones):
             self._add(number, allophone)
         if self._start is None:
-            return Fsa([[]], {})
-        return _with_first(self._fsa, self._start)
+            return MatchSide.by_output(Fsa([[]], {}))
+        if self._word_ends and self._word_ends <= set(self._unlinked):
+            for state in self._unlinked:
+                self._fsa.add_arc(state, self._start, WORD_END, self._word_end)
+        side = MatchSide.by_output(_with_first(self._fsa, self._start))
+        needs = [self._needs.get(state, 0) for state in range(len(self._fsa.arcs))]
+        needs[0], needs[self._start] = needs[self._start], needs[0]
+        side.prepare_lookahead(needs)
+        return side
 
     def _add(self, number: int, allophone: Allophone) -> None:
         varies = self._alphabet.varies[allophone.central]
@@ -90,6 +106,8 @@ class _Builder:
                 return
         # RASR's compiler looks at the end before the start.
         end = self._end(allophone)
+        if boundary & FINAL and allophone.central not in self._alphabet.silence_phonemes:
+            self._word_ends.add(end)
         self._add_states(number, allophone, self._begin(allophone, False), end)
         if self._fix and boundary & INITIAL and not varies:
             self._add_states(number, allophone, self._begin(allophone, True), end)
@@ -125,13 +143,20 @@ class _Builder:
                 self._start = state
             if not future:
                 self._fsa.finals[state] = 0.0
+        if not flags and future:
+            self._needs[state] = future[0]
         if flags & _WORD_ENDS:
             if self._one_start:
                 target = self._start
             else:
                 target = self._boundary((history, future, flags - _WORD_ENDS + _WORD_STARTS))
+            self._needs[state] = self._word_end
+            if future and not self._one_start:
+                self._needs[state] = need_behind(self._word_end, future[0])
             if target is not None:
                 self._fsa.add_arc(state, target, WORD_END, self._word_end)
+            else:
+                self._unlinked.append(state)
         return state
 
     def _add_states(self, number: int, allophone: Allophone, begin: int, end: int) -> None:
@@ -147,11 +172,12 @@ class _Builder:
                 fsa.add_arc(source, end, label, output)
                 return
             # What comes next is shared by all who lead to the same end.
-            key = (number, i + 1, end, 0)
+            key = (number, i + 1, end)
             target = self._suffixes.get(key)
             shared = target is not None
             if target is None:
                 target = self._suffixes[key] = fsa.add_state()
+                self._needs[target] = self._needs.get(end, 0)
             fsa.add_arc(source, target, label, output)
             if shared:
                 return

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 
-__all__ = ["EPSILON", "Arc", "Fsa", "MatchSide", "coaccessible", "compose", "trim"]
+__all__ = ["EPSILON", "Arc", "Fsa", "MatchSide", "coaccessible", "compose", "need_behind", "trim"]
 
 EPSILON = -1
 """The label of arcs that consume nothing; it sorts before every other label."""
@@ -57,9 +58,11 @@ class MatchSide:
         groups: per state, the other arcs by label, labels ascending.  An entry is
             (target, label of the other tape, cost).
         finals: as in `Fsa`.
+        by_need: None, or per state and label the entries by what must come next (see
+            `prepare_lookahead`), each with its position among the group's entries.
     """
 
-    __slots__ = ("epsilons", "finals", "groups")
+    __slots__ = ("by_need", "epsilons", "far_looking", "finals", "groups")
 
     def __init__(
         self,
@@ -70,6 +73,27 @@ class MatchSide:
         self.epsilons = epsilons
         self.groups = groups
         self.finals = finals
+        self.by_need: list[dict[int, dict[int, list[tuple[int, _Entry]]]]] | None = None
+        self.far_looking: set[int] = set()
+
+    def prepare_lookahead(self, needs: Sequence[int]) -> None:
+        """Lets compositions leave out arcs behind which nothing fits.
+
+        Args:
+            needs: per state, what the other operand must offer next if the state is not to be a
+                dead end: 0 for no condition, a label, or `need_behind(a, b)` for two labels.
+        """
+        self.far_looking = {need >> 32 for need in needs if need >> 32}
+        self.by_need = []
+        for groups in self.groups:
+            sorted_out = {}
+            for label, entries in groups.items():
+                if len(entries) > 1:
+                    by_need: dict[int, list[tuple[int, _Entry]]] = {}
+                    for position, entry in enumerate(entries):
+                        by_need.setdefault(needs[entry[0]], []).append((position, entry))
+                    sorted_out[label] = by_need
+            self.by_need.append(sorted_out)
 
     @classmethod
     def by_output(cls, fsa: Fsa) -> MatchSide:
@@ -105,6 +129,50 @@ class MatchSide:
         return cls(all_epsilons, all_groups, fsa.finals)
 
 
+def need_behind(first: int, second: int) -> int:
+    """The need for a label and then another one."""
+    return first << 32 | second
+
+
+class _Offers:
+    """What comes next in the right operand of a composition, as needs that it meets."""
+
+    def __init__(self, side: MatchSide, far_looking: set[int]) -> None:
+        self._side = side
+        self._far_looking = far_looking
+        self._known: list[list[int] | None] = [None] * len(side.groups)
+
+    def of(self, state: int) -> list[int]:
+        offers = self._known[state]
+        if offers is None:
+            groups = self._side.groups
+            offers = [0, *groups[state]]
+            for label in self._far_looking & groups[state].keys():
+                for entry in groups[state][label]:
+                    offers += [need_behind(label, second) for second in groups[entry[0]]]
+                offers = list(dict.fromkeys(offers))
+            self._known[state] = offers
+        return offers
+
+    def pairs(
+        self, by_need: dict[int, list[tuple[int, _Entry]]], others: list[_Entry], width: int
+    ) -> list[tuple[int, int, int, float]]:
+        """As `_pairs`, in the same order, without what leads nowhere."""
+        found = []
+        for place, (u, output, other_cost) in enumerate(others):
+            for need in self.of(u):
+                if need in by_need:
+                    for position, (t, label, cost) in by_need[need]:
+                        key = t * 3 * width + u
+                        found.append((position, place, (key, label, output, cost + other_cost)))
+        if len(found) > 1:
+            found.sort(key=_POSITIONS)
+        return [item[2] for item in found]
+
+
+_POSITIONS = itemgetter(0, 1)
+
+
 def compose(left: MatchSide, right: MatchSide) -> Fsa:
     """Composes two transducers and trims the result.
 
@@ -125,6 +193,8 @@ def compose(left: MatchSide, right: MatchSide) -> Fsa:
     finals: dict[int, float] = {}
     left_epsilons, left_groups, left_finals = left.epsilons, left.groups, left.finals
     right_epsilons, right_groups, right_finals = right.epsilons, right.groups, right.finals
+    by_need = left.by_need
+    offers = _Offers(right, left.far_looking)
     stack = [0]
     while stack:
         state = stack.pop()
@@ -149,7 +219,7 @@ def compose(left: MatchSide, right: MatchSide) -> Fsa:
             if from_left and filtered == 0:
                 found += _pairs(from_left, from_right, width)
         if mine and yours:
-            if len(mine) <= len(yours):
+            if by_need is None and len(mine) <= len(yours):
                 for label, entries in mine.items():
                     others = yours.get(label)
                     if others is not None:
@@ -157,7 +227,11 @@ def compose(left: MatchSide, right: MatchSide) -> Fsa:
             else:
                 for label, others in yours.items():
                     matching = mine.get(label)
-                    if matching is not None:
+                    if matching is None:
+                        continue
+                    if by_need is not None and label in by_need[s]:
+                        found += offers.pairs(by_need[s][label], others, width)
+                    else:
                         found += _pairs(matching, others, width)
         result: list[Arc] = []
         for key, label, output, cost in found:
