@@ -26,6 +26,7 @@ from jax_sprint.embedded.transition_model import FORBIDDEN
 __all__ = ["Automaton", "export"]
 
 _LABEL_AND_TARGET = itemgetter(0, 1)
+_LIMIT = FORBIDDEN * (1 - 1e-9)
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class Automaton:
 
 class _Graph(Protocol):
     """A graph without epsilons; state 0 is the start."""
+
+    @property
+    def num_states(self) -> int:
+        """States have numbers below this."""
 
     def state(self, state: int) -> tuple[list[LabelArc], float | None]:
         """Arcs and final cost of a state."""
@@ -93,44 +98,46 @@ def _numbered(graph: _Graph, emission: Callable[[int], int]):
     Returns:
         source, target, emission, cost of the arcs, by source; final costs; number of states.
     """
-    numbers = {0: 0}
-    sources: list[int] = []
-    targets: list[int] = []
-    labels: list[int] = []
-    costs: list[float] = []
+    count = graph.num_states
+    numbers = [-1] * count
+    numbers[0] = 0
+    order = [0]
+    visited: list[list[LabelArc] | None] = [None] * count
     finals: dict[int, float] = {}
-    done: set[int] = set()
     stack = [0]
     while stack:
         state = stack.pop()
-        if state in done:
+        if visited[state] is not None:
             continue
-        done.add(state)
-        number = numbers[state]
         arcs, final = graph.state(state)
         if final is not None:
-            finals[number] = final
+            finals[numbers[state]] = final
         if len(arcs) > 1 and (len(arcs) > 2 or arcs[0][:2] > arcs[1][:2]):
             arcs = sorted(arcs, key=_LABEL_AND_TARGET)
-        for label, target, cost in arcs:
-            new = numbers.get(target)
-            if new is None:
-                new = numbers[target] = len(numbers)
+        visited[state] = arcs
+        for arc in arcs:
+            target = arc[1]
+            if numbers[target] < 0:
+                numbers[target] = len(order)
+                order.append(target)
                 stack.append(target)
-            elif target not in done:
+            elif visited[target] is None:
                 stack.append(target)
-            sources.append(number)
-            targets.append(new)
-            labels.append(label)
-            costs.append(cost)
-    emission_of = {label: emission(label) for label in set(labels)}
-    source = np.array(sources, dtype=np.int64)
-    weights = np.array(costs, dtype=np.float64)
-    order = np.argsort(source, kind="stable")
-    order = order[weights[order] < FORBIDDEN * (1 - 1e-9)]
-    target = np.array(targets, dtype=np.int64)[order]
-    emissions = np.array([emission_of[label] for label in labels], dtype=np.int64)[order]
-    return source[order], target, emissions, weights[order], finals, len(numbers)
+    by_number = [visited[state] or [] for state in order]
+    flat = [arc for arcs in by_number for arc in arcs if arc[2] < _LIMIT]
+    if len(flat) == sum(map(len, by_number)):
+        kept = [len(arcs) for arcs in by_number]
+    else:
+        kept = [sum(arc[2] < _LIMIT for arc in arcs) for arcs in by_number]
+    emission_of = {label: emission(label) for label in {arc[0] for arc in flat}}
+    return (
+        np.repeat(np.arange(len(kept)), kept),
+        np.array([numbers[arc[1]] for arc in flat], dtype=np.int64),
+        np.array([emission_of[arc[0]] for arc in flat], dtype=np.int64),
+        np.array([arc[2] for arc in flat], dtype=np.float64),
+        finals,
+        len(order),
+    )
 
 
 def _topological(source: np.ndarray, target: np.ndarray, states: int) -> np.ndarray:

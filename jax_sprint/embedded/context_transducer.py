@@ -26,7 +26,7 @@ from jax_sprint.embedded.allophones import (
     state_label,
 )
 from jax_sprint.embedded.config import Configuration
-from jax_sprint.embedded.fsa import EPSILON, Fsa, MatchSide, need_behind
+from jax_sprint.embedded.fsa import EPSILON, Arc, Fsa, MatchSide, need_behind
 from jax_sprint.embedded.hmm_topology import HmmTopology
 
 __all__ = ["build_context_transducer"]
@@ -190,7 +190,7 @@ def _with_first(fsa: Fsa, start: int) -> Fsa:
     if start == 0:
         return fsa
     swap = {0: start, start: 0}
-    arcs = [
+    arcs: list[list[Arc] | None] = [
         [(swap.get(t, t), label, output, cost) for t, label, output, cost in here or ()]
         for here in fsa.arcs
     ]

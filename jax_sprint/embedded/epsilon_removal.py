@@ -53,6 +53,11 @@ class EpsilonFree:
             self._sorted[state] = arcs
         return arcs  # type: ignore[return-value]
 
+    @property
+    def num_states(self) -> int:
+        """States have numbers below this."""
+        return len(self._arcs)
+
     def state(self, state: int) -> tuple[list[LabelArc], float | None]:
         """The arcs of a state without epsilons, and its final cost."""
         arcs = self._sorted_arcs(state)

@@ -98,35 +98,31 @@ class MatchSide:
     @classmethod
     def by_output(cls, fsa: Fsa) -> MatchSide:
         """The left operand of a composition: its outputs have to match."""
-        return cls._group(fsa, 2, 1)
+        return cls._group(
+            [[(arc[2], (arc[0], arc[1], arc[3])) for arc in here or ()] for here in fsa.arcs],
+            fsa.finals,
+        )
 
     @classmethod
     def by_input(cls, fsa: Fsa) -> MatchSide:
         """The right operand of a composition: its inputs have to match."""
-        return cls._group(fsa, 1, 2)
+        return cls._group(
+            [[(arc[1], (arc[0], arc[2], arc[3])) for arc in here or ()] for here in fsa.arcs],
+            fsa.finals,
+        )
 
     @classmethod
-    def _group(cls, fsa: Fsa, matching: int, other: int) -> MatchSide:
+    def _group(cls, arcs: list[list[tuple[int, _Entry]]], finals: dict[int, float]) -> MatchSide:
         all_epsilons: list[list[_Entry]] = []
         all_groups: list[dict[int, list[_Entry]]] = []
         nothing: list[_Entry] = []
-        for arcs in fsa.arcs:
-            if arcs and len(arcs) == 1:
-                arc = arcs[0]
-                entries = [(arc[0], arc[other], arc[3])]
-                if arc[matching] == EPSILON:
-                    all_epsilons.append(entries)
-                    all_groups.append({})
-                else:
-                    all_epsilons.append(nothing)
-                    all_groups.append({arc[matching]: entries})
-                continue
+        for here in arcs:
             groups: dict[int, list[_Entry]] = {}
-            for arc in sorted(arcs or (), key=lambda arc: arc[matching]):
-                groups.setdefault(arc[matching], []).append((arc[0], arc[other], arc[3]))
+            for label, entry in sorted(here, key=itemgetter(0)) if len(here) > 1 else here:
+                groups.setdefault(label, []).append(entry)
             all_epsilons.append(groups.pop(EPSILON, nothing))
             all_groups.append(groups)
-        return cls(all_epsilons, all_groups, fsa.finals)
+        return cls(all_epsilons, all_groups, finals)
 
 
 def need_behind(first: int, second: int) -> int:
@@ -204,14 +200,24 @@ def compose(left: MatchSide, right: MatchSide) -> Fsa:
         s, filtered = divmod(left_and_filter, 3)
         from_left, from_right = left_epsilons[s], right_epsilons[r]
         mine, yours = left_groups[s], right_groups[r]
+        if filtered == 1 and not mine and len(from_left) == 1:  # inside a phone
+            t, label, cost = from_left[0]
+            key = (t * 3 + 1) * width + r
+            target = numbers.get(key)
+            if target is None:
+                target = numbers[key] = len(keys)
+                keys.append(key)
+                arcs.append(None)
+            if arcs[target] is None:
+                stack.append(target)
+            arcs[state] = [(target, label, EPSILON, cost)]
+            if s in left_finals and r in right_finals:
+                finals[state] = left_finals[s] + right_finals[r]
+            continue
         found: list[tuple[int, int, int, float]] = []  # key of the target instead of its number
         if from_left and (filtered == 1 or (filtered == 0 and (yours or r in right_finals))):
-            if len(from_left) == 1:  # as inside a phone
-                t, label, cost = from_left[0]
-                found = [((t * 3 + 1) * width + r, label, EPSILON, cost)]
-            else:
-                for t, label, cost in from_left:
-                    found.append(((t * 3 + 1) * width + r, label, EPSILON, cost))
+            for t, label, cost in from_left:
+                found.append(((t * 3 + 1) * width + r, label, EPSILON, cost))
         if from_right:
             if filtered == 2 or (filtered == 0 and (mine or s in left_finals)):
                 for t, output, cost in from_right:

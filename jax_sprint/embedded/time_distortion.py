@@ -51,6 +51,11 @@ class LabelGraph:
         self.arcs = arcs
         self.finals = finals
 
+    @property
+    def num_states(self) -> int:
+        """States have numbers below this."""
+        return len(self.arcs)
+
     def state(self, state: int) -> tuple[list[LabelArc], float | None]:
         """The arcs of a state, and the cost of ending there (None if it is not final)."""
         return self.arcs[state] or [], self.finals.get(state)
@@ -97,9 +102,8 @@ class _Degrees:
         for state, here in enumerate(arcs):
             if here is not None and len(here) == 1:
                 label = here[0][1]
-                ends = label == WORD_END
-                self.dead_end.append(ends)
-                self.can_jump.append(label >= 0 and not ends)
+                self.dead_end.append(label == WORD_END)
+                self.can_jump.append(label >= 0 and label != WORD_END)
                 self.discharges.append(False)
                 continue
             ends = epsilons = emitting = 0
@@ -187,7 +191,7 @@ class _Applicator:
         degrees = _Degrees(model)
         transitions = self._transitions
         all_arcs, records, stack = self._arcs, self._records, self._stack
-        heard_number = self._heard
+        heard_numbers, heard_number = self._heard_numbers, self._heard
         self._silent(_WORD_START, ENTRY, 0, EPSILON)
         while stack:
             state = stack.pop()
@@ -214,7 +218,10 @@ class _Applicator:
                     result.append((EPSILON, new, cost))
                 else:
                     if allowed & _FORWARD:
-                        result.append((label, heard_number(label, target, heard), cost + forward))
+                        found = heard_numbers.get(target << 31 | label)
+                        if found is None:
+                            found = heard_number(label, target, heard)
+                        result.append((label, found, cost + forward))
                     if may_skip and not degrees.dead_end[target]:
                         self._skip(heard, target, cost + skip, degrees, result)
         return self._finished()
