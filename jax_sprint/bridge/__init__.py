@@ -1,5 +1,7 @@
 """The host's side of the conversation with Sprint; numpy and the standard library only."""
 
+import logging
+
 from jax_sprint.bridge.instance import SprintSubprocessInstance
 from jax_sprint.bridge.options import SprintOptions
 from jax_sprint.bridge.pool import SprintInstancePool
@@ -14,3 +16,6 @@ __all__ = [
     "decode_tags",
     "encode_tags",
 ]
+
+# Quiet, unless the program that uses us configures logging.
+logging.getLogger("jax_sprint").addHandler(logging.NullHandler())

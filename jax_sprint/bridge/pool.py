@@ -130,6 +130,7 @@ class SprintInstancePool:
             `queue_seconds` that requests waited, `child_seconds` that Sprint took for them, and
             `start_seconds`.
         """
+        self._check_process()
         return self._stats.snapshot()
 
     def __repr__(self) -> str:

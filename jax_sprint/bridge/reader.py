@@ -70,6 +70,7 @@ class ReaderThread(threading.Thread):
         self._closing = threading.Event()
         self._interrupted = False
         self._started_before = False
+        self._account: dict[str, float] = {}
 
     @property
     def instance(self) -> SprintSubprocessInstance | None:
@@ -116,7 +117,7 @@ class ReaderThread(threading.Thread):
 
     def _serve(self, job: Job) -> BaseException | None:
         """Does one job, again if need be; returns what it failed with."""
-        self._stats.add(queue_seconds=time.monotonic() - job.created)
+        self._account = {"queue_seconds": time.monotonic() - job.created}
         error: BaseException
         for attempt in itertools.count():
             if attempt and self._interrupted:
@@ -161,7 +162,8 @@ class ReaderThread(threading.Thread):
             for other in self._queue.withdraw(job.batch):
                 self._stats.add(failures=1)
                 other.done(error)
-        self._stats.add(**{"requests" if error is None else "failures": 1})
+        # Once per request: with many short ones even this counts.
+        self._stats.add(**{"requests" if error is None else "failures": 1}, **self._account)
         job.done(error)
 
     def _pause(self) -> None:
@@ -180,11 +182,12 @@ class ReaderThread(threading.Thread):
             job.ask(instance)
         finally:
             now_sent, now_received = instance.traffic
-            self._stats.add(
-                child_seconds=time.monotonic() - before,
-                bytes_sent=max(0, now_sent - sent),
-                bytes_received=max(0, now_received - received),
-            )
+            for name, amount in (
+                ("child_seconds", time.monotonic() - before),
+                ("bytes_sent", max(0, now_sent - sent)),
+                ("bytes_received", max(0, now_received - received)),
+            ):
+                self._account[name] = self._account.get(name, 0) + amount
 
     def _ready(self) -> SprintSubprocessInstance:
         """The Sprint of this thread, started if there is none."""

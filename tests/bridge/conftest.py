@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import os
+import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -27,6 +30,15 @@ def fake() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def old_python() -> str:
+    """A Python 3.8 with numpy, as may lie inside RASR."""
+    for python in (os.environ.get("JAX_SPRINT_OLD_PYTHON"), shutil.which("python3.8")):
+        if python and not subprocess.run([python, "-c", "import numpy"], timeout=60).returncode:
+            return python
+    pytest.skip("no Python 3.8 with numpy found; JAX_SPRINT_OLD_PYTHON may name one")
 
 
 @pytest.fixture

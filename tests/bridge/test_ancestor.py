@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,18 +17,17 @@ pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 
 
 MODEL = Path(__file__).with_name("ancestor_model.py")
-OTHER = os.environ.get("JAX_SPRINT_OTHER_PYTHON")
-INTERPRETERS = [
-    sys.executable,
-    pytest.param(
-        OTHER,
-        id="other",
-        marks=pytest.mark.skipif(
-            not OTHER,
-            reason="JAX_SPRINT_OTHER_PYTHON names no second interpreter with numpy (3.8 or later)",
-        ),
-    ),
-]
+
+
+@pytest.fixture(params=["this", "old"])
+def child_python(request: pytest.FixtureRequest) -> str:
+    return sys.executable if request.param == "this" else request.getfixturevalue("old_python")
+
+
+@pytest.fixture(params=["this", "old"])
+def parent_python(request: pytest.FixtureRequest) -> str:
+    return sys.executable if request.param == "this" else request.getfixturevalue("old_python")
+
 
 # A child made of our wire and nothing else.
 CHILD = """
@@ -59,10 +57,9 @@ while True:
 """
 
 
-@pytest.mark.parametrize("python", INTERPRETERS)
-def test_our_parent_with_the_ancestors_child(python: str) -> None:
+def test_our_parent_with_the_ancestors_child(child_python: str) -> None:
     options = SprintOptions(
-        exec_path=[python, str(MODEL), "child"], start_timeout=20.0, request_timeout=20.0
+        exec_path=[child_python, str(MODEL), "child"], start_timeout=20.0, request_timeout=20.0
     )
     rng = np.random.default_rng(0)
     log_posteriors = rng.normal(size=(300, 3, 40)).astype(np.float32)
@@ -83,11 +80,18 @@ def test_our_parent_with_the_ancestors_child(python: str) -> None:
         np.testing.assert_array_equal(states, [[0, 2], [1, 3]])
 
 
-@pytest.mark.parametrize("child", INTERPRETERS)
-@pytest.mark.parametrize("parent", INTERPRETERS)
-def test_the_ancestors_parent_with_our_wire(parent: str, child: str) -> None:
+def test_the_ancestors_parent_with_our_wire(parent_python: str, child_python: str) -> None:
     directory, _ = default_control_module()
-    command = [parent, str(MODEL), "parent", child, "-c", CHILD, directory, "{config}"]
+    command = [
+        parent_python,
+        str(MODEL),
+        "parent",
+        child_python,
+        "-c",
+        CHILD,
+        directory,
+        "{config}",
+    ]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
     log_posteriors = np.linspace(-3, 0, 5000 * 7, dtype="float32")

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import psutil
 import pytest
 
 from jax_sprint.bridge import ReaderThread, SprintInstancePool, encode_tags
+from jax_sprint.bridge.options import default_control_module
 from jax_sprint.errors import (
     SprintClosedError,
     SprintCrashError,
@@ -54,13 +58,19 @@ def test_loss_and_error_signal(options, fake, num_instances: int) -> None:
             check(fake, names, log_posteriors, lengths, *result)
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float64, ">f4"])
-def test_other_floats_are_sent_as_float32(options, fake, dtype) -> None:
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, ">f4", "bfloat16"])
+@pytest.mark.parametrize("version", [1, 2])
+def test_other_floats_are_sent_as_float32(options, fake, dtype, version: int) -> None:
     log_posteriors, lengths = make_batch([4, 2])
-    log_posteriors = log_posteriors.astype(dtype)
-    with SprintInstancePool(options()) as pool:
-        result = pool.get_batch_loss_and_error_signal(log_posteriors, lengths, ["a/b/1", "a/b/2"])
-    check(fake, ["a/b/1", "a/b/2"], log_posteriors.astype(np.float32), lengths, *result)
+    log_posteriors = log_posteriors.astype(jnp.bfloat16 if dtype == "bfloat16" else dtype)
+    names = ["a/b/1", "a/b/2"]
+    child = options()
+    if version == 2:
+        script = Path(__file__).with_name("second_sprint.py")
+        child = child.replace(exec_path=[sys.executable, str(script), default_control_module()[0]])
+    with SprintInstancePool(child) as pool:
+        result = pool.get_batch_loss_and_error_signal(log_posteriors, lengths, names)
+    check(fake, names, log_posteriors.astype(np.float32), lengths, *result)
 
 
 def test_padding_may_hold_anything_and_frames_may_not(options, fake) -> None:
