@@ -184,15 +184,20 @@ class AllophoneAlphabet:
         future = self.future_length if varies else 0
         across_left = self.across_words and varies and first == 0
         across_right = self.across_words and varies and last == len(phonemes) - 1
+        numbers = self._numbers
+        end = len(phonemes) - 1
         for i in range(first, last + 1):
-            boundary = INITIAL if i == 0 else 0
-            if i == len(phonemes) - 1:
-                boundary |= FINAL
-            before = phonemes[max(i - history, first) : i][::-1] if history else ()
-            after = phonemes[i + 1 : min(i + future, last) + 1]
-            allophone = Allophone(phonemes[i], before, after, boundary)
-            if allophone in self._numbers:
+            boundary = 0 if 0 < i < end else (INITIAL if i == 0 else 0) | (FINAL if i == end else 0)
+            before = phonemes[i - history if i - history > first else first : i]
+            if history > 1:
+                before = before[::-1]
+            elif not history:
+                before = ()
+            after = phonemes[i + 1 : (i + future if i + future < last else last) + 1]
+            # Most are known: a plain tuple is faster to make, and equal to the named one.
+            if (phonemes[i], before, after, boundary) in numbers:
                 continue
+            allophone = Allophone(phonemes[i], before, after, boundary)
             self.index(allophone)
             reaches_left = across_left and len(before) < history
             if future == 0 and first < i == last:
