@@ -24,7 +24,6 @@ FIRST_STEPS = 20
 FIRST_STEPS_TOLERANCE = 1e-4
 
 _BATCH_SIZE = 64
-_NUM_BUCKETS = 2
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def compare_routes(
     """
     number = without_path = 0
     loss_apart = gradient_apart = 0.0
-    buckets = part.buckets(_NUM_BUCKETS)
+    buckets = part.evaluation_buckets()
     routes = [
         route(pool, part.tags, buckets, len(part.labels)) for route in (FsaRoute, CallbackRoute)
     ]

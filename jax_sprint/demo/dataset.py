@@ -17,6 +17,8 @@ from jax_sprint.demo.model import SUBSAMPLING, output_lengths
 __all__ = ["Part", "prepare"]
 
 _LENGTH_MULTIPLE = 4 * SUBSAMPLING
+# Compiling for another shape takes as long as computing the padding of about so many segments.
+_SEGMENTS_WORTH_A_SHAPE = 2000
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,10 @@ class Part:
             multiple=_LENGTH_MULTIPLE,
             batch_size=batch_size,
         )
+
+    def evaluation_buckets(self) -> list[Bucket]:
+        """Sorts the segments into as few shapes as pay, for computing all of them just once."""
+        return self.buckets(1 + len(self.tags) // _SEGMENTS_WORTH_A_SHAPE)
 
     def batches(self, buckets: Sequence[Bucket], batch_size: int) -> list[tuple[Batch, int]]:
         """Puts every segment into a batch once, for evaluation.

@@ -20,7 +20,6 @@ from jax_sprint.demo.routes import FsaRoute
 __all__ = ["Evaluator", "Scores", "error_rate"]
 
 _BATCH_SIZE = 64
-_NUM_BUCKETS = 2
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class Evaluator:
         self, model: AcousticModel, corpus: Corpus, part: Part, pool: SprintInstancePool
     ) -> None:
         self._part = part
-        self._buckets = part.buckets(_NUM_BUCKETS)
+        self._buckets = part.evaluation_buckets()
         self._automata = FsaRoute(pool, part.tags, self._buckets, len(part.labels))
         self._loop = WordLoop(corpus.lexicon, part.labels)
 

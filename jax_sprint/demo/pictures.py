@@ -24,6 +24,8 @@ _STYLES: dict[str, dict[str, Any]] = {
 }
 _PALE = "#9a9a9a"
 _SMOOTHING = 15
+_NAME_LEVELS = 4
+_NAME_SHARE = 0.035
 _RADIUS = 0.2
 _TEXT_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
 
@@ -131,7 +133,7 @@ def draw_automaton(
     axes.set_aspect("equal")
     depths, rows = zip(*places.values(), strict=True)
     axes.set_xlim(min(depths) - 0.4, max(depths) + 0.4)
-    axes.set_ylim(min([*heights, *rows]) - 0.3, max([*heights, *rows]) + 0.3)
+    axes.set_ylim(min([*heights, *rows]) - 0.3, max([*heights, *rows]) + 0.35)
     axes.axis("off")
 
 
@@ -214,26 +216,26 @@ def draw_alignment(
     figure.colorbar(image, ax=upper, label="normalised\nlog energy", pad=0.01)
     top = features.shape[1] + 0.5
     runs = _runs(alignment)
-    for number, (label, begin, end) in enumerate(runs):
-        if label == 0:
-            continue
-        upper.axvspan(begin * frame, end * frame, color="white", alpha=0.22, linewidth=0)
-        following = [run for run in runs[number + 1 :] if run[0] != 0][:1]
-        # Until the next label begins, or for the blanks that follow, nothing else is said.
+    spoken = [run for run in runs if run[0] != 0]
+    level, free_from = 0, 0.0
+    for label, begin, end in spoken:
+        # Names that would touch the one before go one step lower.
+        level = (level + 1) % _NAME_LEVELS if begin * frame < free_from else 0
+        free_from = begin * frame + _NAME_SHARE * seconds
+        upper.axvspan(begin * frame, end * frame, color="white", alpha=0.25, linewidth=0)
         upper.axvline(begin * frame, color="white", linewidth=0.8)
-        place = (begin + end) / 2 * frame
-        crowded = following and following[0][1] - begin < 2
         upper.text(
-            place,
-            top + (3.2 if crowded else 0.6),
+            begin * frame + 0.003 * seconds,
+            top - 1.0 - 3.2 * level,
             labels[label],
-            ha="center",
-            va="bottom",
+            ha="left",
+            va="top",
             fontsize=9,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.9},
         )
     upper.set_ylabel("mel band")
     upper.set_ylim(0.5, top)
-    upper.set_title(title, pad=26)
+    upper.set_title(title)
     shown = [0, *dict.fromkeys(label for label, *_ in runs if label != 0)]
     edges = np.arange(len(posteriors) + 1) * frame
     mesh = lower.pcolormesh(
@@ -249,6 +251,7 @@ def draw_alignment(
         markersize=3,
         label="best path",
     )
+    lower.legend(loc="lower left", frameon=True, fontsize=8)
     figure.colorbar(mesh, ax=lower, label="posterior", pad=0.01)
     lower.set_yticks(range(len(shown)), [labels[label] for label in shown])
     lower.set_ylim(len(shown) - 0.5, -0.5)

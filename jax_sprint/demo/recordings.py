@@ -20,6 +20,8 @@ HELD_OUT_TAKES = frozenset(range(5))
 """Takes that never train: the official test part of the Free Spoken Digit Dataset."""
 
 MAX_DIGITS = 5
+_USES = 5
+_MOST_TRAIN_WORDS = 14000
 _NAME = re.compile(r"(?P<digit>[0-9])_(?P<speaker>.+)_(?P<take>[0-9]+)\.wav")
 
 
@@ -57,7 +59,7 @@ def find_takes(folder: Path) -> list[Take]:
 
 
 def digit_corpus(
-    folder: Path, *, seed: int = 0, train_words: int = 9000, test_words: int = 1200
+    folder: Path, *, seed: int = 0, train_words: int | None = None, test_words: int = 1200
 ) -> Corpus:
     """Joins the takes of each speaker to strings of one to five digits.
 
@@ -68,7 +70,8 @@ def digit_corpus(
     Args:
         folder: where the recordings are; the speakers are those that it has.
         seed: of the random combinations.
-        train_words: about how many digits the training strings have, over all speakers.
+        train_words: about how many digits the training strings have, over all speakers; None:
+            each take occurs five times, or less often if that makes more than 14,000 digits.
         test_words: at least how many digits the test strings have, over all speakers.
 
     Returns:
@@ -90,6 +93,8 @@ def digit_corpus(
                 f"{folder} has no recordings for the {part} part: takes {wanted} of"
                 " {digit}_{speaker}_{take}.wav"
             )
+    if train_words is None:
+        train_words = min(_USES * len(parts["train"]), _MOST_TRAIN_WORDS)
     recordings = {take: _read(take.path) for take in takes}
     strings: dict[str, list[Utterance]] = {"train": [], "test": []}
     wanted_words = {"train": train_words, "test": test_words}

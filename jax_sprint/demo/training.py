@@ -25,6 +25,7 @@ __all__ = ["Recipe", "Trained", "initial_parameters", "train"]
 Parameters = Any
 
 _RISING_STEPS = 100
+_MOST_BUCKETS = 4
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,6 @@ class Recipe:
     Attributes:
         steps: number of updates.
         batch_size: segments in each.
-        num_buckets: at most so many shapes, each of which is compiled.
         warm_up: share of the steps in which longer segments join in; short ones come first.
         learning_rate: at its peak.
         weight_decay: of AdamW.
@@ -43,11 +43,15 @@ class Recipe:
 
     steps: int
     batch_size: int = 32
-    num_buckets: int = 4
     warm_up: float = 0.3
     learning_rate: float = 3e-3
     weight_decay: float = 1e-3
     seed: int = 0
+
+    @property
+    def num_buckets(self) -> int:
+        """At most so many shapes; each is compiled, which takes as long as some 50 steps."""
+        return min(max(self.steps // 50, 1), _MOST_BUCKETS)
 
     def optimizer(self) -> optax.GradientTransformation:
         """AdamW on clipped gradients; the rate rises for a moment and falls like a cosine."""
