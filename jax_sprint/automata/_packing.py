@@ -41,7 +41,7 @@ def bucket(size: int, minimum: int = 8) -> int:
 
 
 def _degree_bucket(size: int) -> int:
-    return max(size, 1) if size <= 4 else bucket(size, 4)
+    return max(size, 1) if size <= 6 else bucket(size, 6)
 
 
 def _fix(sizes: Mapping[str, int], name: str, needed: int, default: int) -> int:

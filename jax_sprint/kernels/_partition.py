@@ -14,7 +14,7 @@
     anything at all in padding frames                   ignored         exactly 0 there
 
 A sequence never touches another one.  Scores below about -3e6 nats per frame, and paths below
--3.7e8 in all, count as impossible.
+-9e7 in all, count as impossible.
 
 First derivatives are formed by hand from the occupancies (forward-backward); they are the tangent
 rule of a `custom_jvp`, linear in the tangents, so JAX turns them round for reverse mode.  The
@@ -32,12 +32,12 @@ import jax.numpy as jnp
 
 from jax_sprint.kernels._recursion import (
     Graph,
+    arc_flows,
     arc_scores,
     backward,
     forward,
-    predecessors,
 )
-from jax_sprint.kernels._semirings import LOG, SCALED, Semiring
+from jax_sprint.kernels._semirings import LOG, SCALED, Semiring, Value
 
 __all__ = [
     "Layout",
@@ -95,7 +95,9 @@ def node_scores(
     """
     num_labels = log_posteriors.shape[2]
     index = jnp.clip(layout.label, 0, max(num_labels - 1, 0))
-    index = jnp.expand_dims(index, time_axis)
+    # The index is given in full: XLA's gather then runs over the frames one after the other.
+    frames = log_posteriors.shape[:2]
+    index = jnp.broadcast_to(jnp.expand_dims(index, time_axis), (*frames, index.shape[1]))
     raw = jnp.take_along_axis(log_posteriors, index, axis=2, mode="promise_in_bounds")
     peak = jnp.max(log_posteriors, axis=2, initial=-jnp.inf)
     if time_axis == 1:
@@ -104,11 +106,14 @@ def node_scores(
     scaled = jnp.where(raw == -jnp.inf, -jnp.inf, raw * am_scale) + bias[None]
     if offset is not None:
         scaled = scaled + offset[:, :, None]
-    used = real[:, :, None] & (layout.label >= 0)[None]
-    bad = jnp.any(real & ~(peak < jnp.inf), axis=0)
-    bad = bad | jnp.any(used & ~(scaled < jnp.inf), axis=(0, 2))
+    # A score is bad where one of its parts is: no need to look at [T, B, N] again.
+    emits = layout.label >= 0
+    bad = jnp.any(real & ~(peak < jnp.inf), axis=0) | ~(jnp.abs(am_scale) < jnp.inf)
+    bad = bad | jnp.any(emits & ~(bias < jnp.inf), axis=1)
+    if offset is not None:
+        bad = bad | jnp.any(real & ~(offset < jnp.inf), axis=0)
     scaled = jnp.where(scaled < jnp.inf, scaled, 0.0)
-    scores = jnp.where((layout.label >= 0)[None], scaled, -jnp.inf)
+    scores = jnp.where(emits[None], scaled, -jnp.inf)
     return jnp.where(real[:, :, None], scores, 0.0), raw, bad
 
 
@@ -127,15 +132,11 @@ def _counts(semiring: Semiring, scores: Array, arcs: Array, graph: Graph, real: 
         jnp.concatenate([first[None], rest[:-1]]) for first, rest in zip(start, alphas, strict=True)
     )
     after = semiring.times(semiring.value(scores), betas)
-    weights = semiring.value(arc_scores(arcs, graph.in_arc))
-    used = []
-    for slot in range(graph.in_arc.shape[1]):
-        weight = tuple(part[None, :, slot] for part in weights)
-        source = predecessors(before, graph, slot)
-        flow = semiring.tidy(semiring.times(semiring.times(source, weight), after))
-        flow = jnp.where(real[:, :, None], semiring.ratio(flow, column) * scale, 0.0)
-        used.append(jnp.sum(flow, axis=0))
-    arc = jnp.where(graph.in_arc >= 0, jnp.stack(used, axis=1), 0.0)
+
+    def weigh(flow: Value) -> Array:
+        return jnp.where(real[:, :, None], semiring.ratio(flow, column) * scale, 0.0)
+
+    arc = arc_flows(semiring, before, after, arcs, graph, weigh)
     return semiring.log(whole), node, arc
 
 
@@ -171,21 +172,22 @@ def label_posteriors(node: Array, layout: Layout, num_labels: int, time_axis: in
     batch = node.shape[1]
     slots = layout.slot_label.shape[1]
     members = layout.slot[:, :, None] == jax.lax.broadcasted_iota(jnp.int32, (1, 1, slots), 2)
-    if time_axis == 1:
-        node = jnp.swapaxes(node, 0, 1)
-    by_slot = jnp.einsum(
-        "btn,bnu->btu" if time_axis == 1 else "tbn,bnu->tbu",
-        node,
+    # Not an einsum: it may order the result so that the gather below strides over the frames.
+    by_slot = jax.lax.dot_general(
+        jnp.swapaxes(node, 0, 1),
         members.astype(node.dtype),
+        (((2,), (1,)), ((0,), (0,))),
         precision=jax.lax.Precision.HIGHEST,
     )
+    if time_axis == 0:
+        by_slot = jnp.swapaxes(by_slot, 0, 1)
     by_slot = jnp.pad(by_slot, ((0, 0), (0, 0), (0, 1)))
     rows = jax.lax.broadcasted_iota(jnp.int32, (batch, slots), 0)
     columns = jax.lax.broadcasted_iota(jnp.int32, (batch, slots), 1)
     label = jnp.where(layout.slot_label < 0, num_labels, layout.slot_label)
     where = jnp.full((batch, num_labels), slots, jnp.int32)
     where = where.at[rows, label].set(columns, mode="drop")
-    where = jnp.expand_dims(where, time_axis)
+    where = jnp.broadcast_to(jnp.expand_dims(where, time_axis), (*by_slot.shape[:2], num_labels))
     return jnp.take_along_axis(by_slot, where, axis=2, mode="promise_in_bounds")
 
 

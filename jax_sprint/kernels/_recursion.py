@@ -8,22 +8,38 @@ With s_t(v) the score of node v in frame t and w(u, v) that of the arc from u to
 (L. R. Rabiner, A tutorial on hidden Markov models, 1989, III.A, with the emissions on nodes).  All
 arrays are time-major.  Both are `lax.scan`s whose step consists of a few elementwise fusions over
 [B, N]: nothing of the size of the arcs is ever kept per frame, and nothing is scattered.
+
+In a band each step puts D - 1 columns of zeros before (alpha) or behind (beta) the nodes, so that
+the neighbours at a distance are plain slices, which vectorise.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jax_sprint.kernels._semirings import Semiring, Value
 
-__all__ = ["Graph", "arc_scores", "backward", "forward", "predecessors", "zero_like"]
+__all__ = [
+    "BLOCK",
+    "Graph",
+    "arc_flows",
+    "arc_scores",
+    "backward",
+    "forward",
+    "predecessors",
+    "zero_like",
+]
 
 Array = Any
 
-_UNROLLED = 8  # slots that are summed one by one, which XLA fuses, and not by a reduction
+_UNROLLED = 16  # slots that are summed one by one, which XLA fuses, and not by a reduction
+
+BLOCK = 4
+"""Frames between two calls of `Semiring.tidy`."""
 
 
 class Graph(NamedTuple):
@@ -53,62 +69,78 @@ def arc_scores(scores: Array, arcs: Array) -> Array:
     return jnp.where(arcs >= 0, _pick(scores, jnp.maximum(arcs, 0)), -jnp.inf)
 
 
-def _shift(array: Array, by: int) -> Array:
-    """Moves [..., N] by `by` nodes, to higher numbers if positive; what moves in is not used."""
-    if by == 0:
-        return array
-    nodes = array.shape[-1]
-    pad = [(0, 0, 0)] * (array.ndim - 1)
-    zero = jnp.zeros((), array.dtype)
-    return lax.pad(array, zero, [*pad, (by, -by, 0)]) if abs(by) < nodes else jnp.zeros_like(array)
+class _Side(NamedTuple):
+    """One direction of the recursion: how a node finds the nodes whose values it collects."""
+
+    weights: Value  # of [B, K, N]
+    nodes: Array | None  # [B, K, N], or None in a band
+    low: int  # columns of zeros before the nodes
+    high: int  # and behind them
 
 
-def predecessors(value: Value, graph: Graph, slot: int) -> Value:
-    """The value [T, B, N] of the node from which each node's slot comes."""
-    if graph.in_node is None:
-        return tuple(_shift(array, slot) for array in value)
-    index = graph.in_node[None, :, slot]
+def _widen(semiring: Semiring, value: Value, side: _Side) -> Value:
+    if not side.low + side.high:
+        return value
+    config = [(0, 0, 0), (side.low, side.high, 0)]
     return tuple(
-        jnp.take_along_axis(array, index, axis=2, mode="promise_in_bounds") for array in value
+        lax.pad(array, jnp.asarray(zero, array.dtype), config)
+        for array, zero in zip(value, semiring.zero, strict=True)
     )
 
 
-def _collect(
-    semiring: Semiring, value: Value, weights: Value, nodes: Array | None, sign: int
-) -> Value:
-    """Sum over slots of value * weight: [B, N], weights [B, K, N]."""
-    slots = weights[0].shape[1]
-    if nodes is not None and slots > _UNROLLED:
-        picked = tuple(_pick(array, nodes) for array in value)
-        return semiring.plus_over(semiring.times(picked, weights), 1)
-    terms = []
-    for slot in range(slots):
-        if nodes is None:
-            picked = tuple(_shift(array, sign * slot) for array in value)
-        else:
-            picked = tuple(
-                jnp.take_along_axis(array, nodes[:, slot], axis=1, mode="promise_in_bounds")
-                for array in value
+def _neighbours(value: Value, side: _Side, slot: int) -> Value:
+    """Values [B, N] of the nodes of a slot; `value` is [B, low + N + high]."""
+    if side.nodes is not None:
+        return tuple(
+            jnp.take_along_axis(array, side.nodes[:, slot], axis=1, mode="promise_in_bounds")
+            for array in value
+        )
+    nodes = side.weights[0].shape[-1]
+    start = side.low - slot if side.low else slot
+    return tuple(lax.slice_in_dim(array, start, start + nodes, axis=-1) for array in value)
+
+
+def _collect(semiring: Semiring, value: Value, side: _Side) -> Value:
+    """Sum over slots of value * weight: [B, N]."""
+    slots = side.weights[0].shape[1]
+    if side.nodes is not None and slots > _UNROLLED:
+        picked = tuple(_pick(array, side.nodes) for array in value)
+        return semiring.plus_over(semiring.times(picked, side.weights), 1)
+    value = _widen(semiring, value, side)
+    return semiring.plus(
+        [
+            semiring.times(
+                _neighbours(value, side, slot), tuple(weight[:, slot] for weight in side.weights)
             )
-        terms.append(semiring.times(picked, tuple(weight[:, slot] for weight in weights)))
-    return semiring.plus(terms)
+            for slot in range(slots)
+        ]
+    )
 
 
-def _start(semiring: Semiring, graph: Graph, like: Array) -> Value:
-    """One at node 0; `like` [B, N] lends its dtype and, under shard_map, its varying axes."""
-    column = lax.broadcasted_iota(jnp.int32, like.shape, 1)
-    return semiring.value(jnp.where(column == 0, like, -jnp.inf))
+def _entering(semiring: Semiring, graph: Graph, arcs: Array) -> _Side:
+    weights = semiring.value(arc_scores(arcs, graph.in_arc))
+    low = 0 if graph.in_node is not None else max(graph.in_arc.shape[1] - 1, 0)
+    return _Side(weights, graph.in_node, low, 0)
 
 
-def _end(semiring: Semiring, graph: Graph, like: Array) -> Value:
-    return semiring.value(jnp.where(graph.final, like, -jnp.inf))
+def _leaving(semiring: Semiring, graph: Graph, arcs: Array) -> _Side:
+    if graph.in_node is not None:
+        weights = semiring.value(arc_scores(arcs, graph.out_arc))
+        return _Side(weights, graph.out_node, 0, 0)
+    scores = arc_scores(arcs, graph.in_arc)
+    slots, nodes = scores.shape[1:]
+    none = jnp.full((), -jnp.inf, scores.dtype)
+    moved = [
+        lax.pad(scores[:, slot], none, [(0, 0, 0), (-min(slot, nodes), min(slot, nodes), 0)])
+        for slot in range(slots)
+    ]
+    return _Side(semiring.value(jnp.stack(moved, axis=1)), None, 0, max(slots - 1, 0))
 
 
 def zero_like(scores: Array, arcs: Array, real: Array) -> Array:
     """Zeros [B, N] that vary over every mesh axis over which any of the arguments does."""
     nothing = jnp.zeros((), scores.dtype)
-    first = jnp.where(jnp.isfinite(scores[0]), nothing, scores[0] * 0)
-    zero = jnp.where(jnp.isfinite(first), first, nothing)
+    zero = jnp.where(jnp.isfinite(scores[0]), nothing, jnp.zeros_like(scores[0]))
     zero = zero + real[0].astype(scores.dtype)[:, None] * 0
     arc = jnp.max(arcs, axis=1, keepdims=True)
     return zero + jnp.where(jnp.isfinite(arc), arc * 0, nothing)
@@ -117,6 +149,27 @@ def zero_like(scores: Array, arcs: Array, real: Array) -> Array:
 def _where(condition: Array, yes: Value, no: Value) -> Value:
     """Sequence by sequence; `condition` is [B]."""
     return tuple(jnp.where(condition[:, None], y, n) for y, n in zip(yes, no, strict=True))
+
+
+def _in_blocks(semiring: Semiring, step: Any, carry: Value, frames: Any, reverse: bool) -> Any:
+    """A scan whose carry is tidied every `BLOCK` frames; the frames are a multiple of that."""
+
+    def block(carry: Value, frames: Any) -> tuple[Value, Any]:
+        return lax.scan(step, semiring.tidy(carry), frames, reverse=reverse)
+
+    count = jax.tree_util.tree_leaves(frames)[0].shape[0] // BLOCK
+    blocks = jax.tree_util.tree_map(lambda a: a.reshape(count, BLOCK, *a.shape[1:]), frames)
+    carry, outputs = lax.scan(block, carry, blocks, reverse=reverse)
+    return carry, jax.tree_util.tree_map(lambda a: a.reshape(-1, *a.shape[2:]), outputs)
+
+
+def emissions(semiring: Semiring, scores: Array, real: Array) -> tuple[Array, Value]:
+    """Frames for the recursions, filled up to whole blocks: `real` and the values of `scores`."""
+    more = -scores.shape[0] % BLOCK
+    if more:
+        scores = jnp.pad(scores, ((0, more), (0, 0), (0, 0)))
+        real = jnp.pad(real, ((0, more), (0, 0)))
+    return real, semiring.value(scores)
 
 
 def forward(
@@ -134,52 +187,95 @@ def forward(
     Returns:
         alpha_{-1} [B, N], alpha_0 .. alpha_{T-1} [T, B, N], and the sum over all paths [B].
     """
-    weights = semiring.value(arc_scores(arcs, graph.in_arc))
+    side = _entering(semiring, graph, arcs)
     zero = zero_like(scores, arcs, real)
-    start = _start(semiring, graph, zero)
+    column = lax.broadcasted_iota(jnp.int32, zero.shape, 1)
+    start = semiring.value(jnp.where(column == 0, zero, -jnp.inf))
 
     def step(alpha: Value, frame: tuple[Array, Value]) -> tuple[Value, Value]:
         counts, emission = frame
-        after = _collect(semiring, alpha, weights, graph.in_node, 1)
-        after = semiring.tidy(semiring.times(after, emission))
+        after = semiring.times(_collect(semiring, alpha, side), emission)
         alpha = _where(counts, after, alpha)
         return alpha, alpha
 
-    last, alphas = lax.scan(step, start, (real, semiring.value(scores)))
-    total = semiring.plus_over(semiring.times(last, _end(semiring, graph, zero)), 1)
-    return start, alphas, total
+    frames = emissions(semiring, scores, real)
+    last, alphas = _in_blocks(semiring, step, start, frames, False)
+    end = semiring.value(jnp.where(graph.final, zero, -jnp.inf))
+    whole = semiring.times(semiring.tidy(last), end)
+    alphas = tuple(array[: scores.shape[0]] for array in alphas)
+    return start, alphas, semiring.tidy(semiring.plus_over(whole, 1))
 
 
 def backward(semiring: Semiring, scores: Array, arcs: Array, graph: Graph, real: Array) -> Value:
     """The betas [T, B, N], arbitrary where not `real`; arguments as for `forward`."""
-    if graph.out_arc is None:
-        entering = semiring.value(arc_scores(arcs, graph.in_arc))
-        slots = graph.in_arc.shape[1]
-        absent = semiring.value(jnp.full((), -jnp.inf, scores.dtype))
-        weights = tuple(
-            jnp.stack([_leaving(array, slot, fill) for slot in range(slots)], axis=1)
-            for array, fill in zip(entering, absent, strict=True)
-        )
-    else:
-        weights = semiring.value(arc_scores(arcs, graph.out_arc))
+    side = _leaving(semiring, graph, arcs)
     zero = zero_like(scores, arcs, real)
-    end = _end(semiring, graph, zero)
+    end = semiring.value(jnp.where(graph.final, zero, -jnp.inf))
     none = semiring.value(zero - jnp.inf)
+    real, values = emissions(semiring, scores, real)
     later = jnp.cumsum(real.astype(jnp.int32)[::-1], axis=0)[::-1]
-    is_last = real & (later == 1)
 
     def step(after: Value, frame: tuple[Array, Array, Value]) -> tuple[Value, Value]:
         counts, last, emission = frame
-        beta = _collect(semiring, after, weights, graph.out_node, -1)
-        beta = semiring.tidy(_where(last, end, beta))
-        return _where(counts, semiring.tidy(semiring.times(beta, emission)), after), beta
+        beta = _where(last, end, _collect(semiring, after, side))
+        return _where(counts, semiring.times(beta, emission), after), beta
 
-    return lax.scan(step, none, (real, is_last, semiring.value(scores)), reverse=True)[1]
+    frames = (real, real & (later == 1), values)
+    _, betas = _in_blocks(semiring, step, none, frames, True)
+    return tuple(array[: scores.shape[0]] for array in betas)
 
 
-def _leaving(array: Array, slot: int, fill: Array) -> Array:
-    """Weights [B, K, N] of a band by the node that they leave: [B, N] for one slot."""
-    nodes = array.shape[-1]
-    if slot >= nodes:
-        return jnp.broadcast_to(fill, array[:, 0].shape)
-    return lax.pad(array[:, slot], fill, [(0, 0, 0), (-slot, slot, 0)])
+def arc_flows(
+    semiring: Semiring, before: Value, after: Value, arcs: Array, graph: Graph, weigh: Any
+) -> Array:
+    """Sums over frames of source * weight * target for each arc, slot by slot.
+
+    Args:
+        semiring: what to compute in.
+        before: [T, B, N], alphas of the frame before.
+        after: [T, B, N], emission times beta.
+        arcs: [B, E] log-scores of the edges.
+        graph: the node graphs.
+        weigh: turns products [T, B, N] into probabilities.
+
+    Returns:
+        [B, K, N].
+    """
+    side = _entering(semiring, graph, arcs)
+    slots = graph.in_arc.shape[1]
+    if graph.in_node is None:
+        config = [(0, 0, 0), (0, 0, 0), (side.low, 0, 0)]
+        before = tuple(
+            lax.pad(array, jnp.asarray(zero, array.dtype), config)
+            for array, zero in zip(before, semiring.zero, strict=True)
+        )
+
+    def one(slot: Array) -> Array:
+        weight = tuple(
+            lax.dynamic_index_in_dim(array, slot, axis=1, keepdims=False)[None]
+            for array in side.weights
+        )
+        if graph.in_node is None:
+            nodes = graph.in_arc.shape[2]
+            source = tuple(
+                lax.dynamic_slice_in_dim(array, side.low - slot, nodes, axis=2) for array in before
+            )
+        else:
+            index = lax.dynamic_index_in_dim(graph.in_node, slot, axis=1, keepdims=False)[None]
+            source = tuple(
+                jnp.take_along_axis(array, index, axis=2, mode="promise_in_bounds")
+                for array in before
+            )
+        flow = semiring.times(semiring.times(source, weight), after)
+        return jnp.sum(weigh(semiring.tidy(flow)), axis=0)
+
+    used = lax.map(one, jnp.arange(slots, dtype=jnp.int32))
+    return jnp.where(graph.in_arc >= 0, jnp.swapaxes(used, 0, 1), 0.0)
+
+
+def predecessors(array: Array, graph: Graph, slot: int, fill: float) -> Array:
+    """Values [B, N] of the nodes from which each node's slot comes; `fill` where none is."""
+    if graph.in_node is not None:
+        return jnp.take_along_axis(array, graph.in_node[:, slot], axis=1, mode="promise_in_bounds")
+    by = min(slot, array.shape[1])
+    return lax.pad(array, jnp.asarray(fill, array.dtype), [(0, 0, 0), (by, -by, 0)])

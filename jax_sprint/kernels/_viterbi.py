@@ -69,9 +69,9 @@ def _solve(time_axis: int, log_posteriors: Array, problem: Problem) -> tuple[Arr
     def step(best: tuple[Array, Array], frame: tuple[Array, Array]) -> tuple:
         counts, emission = frame
         highs, lows = [], []
-        expanded = tuple(part[None] for part in best)
         for slot in range(slots):
-            high, low = (part[0] for part in predecessors(expanded, graph, slot))
+            high = predecessors(best[0], graph, slot, -jnp.inf)
+            low = predecessors(best[1], graph, slot, 0.0)
             high, low = _add(high, low, weights[:, slot])
             highs.append(high)
             lows.append(low)
