@@ -29,7 +29,7 @@ from jax_sprint.errors import SprintError
 
 __all__ = ["Settings", "load_corpus", "run"]
 
-_STEPS_REAL = 900
+_STEPS_REAL = 800
 _STEPS_SYNTHETIC = 600
 _NUM_INSTANCES = 2
 

@@ -79,10 +79,4 @@ class AcousticModel(nn.Module):
             inner = nn.relu(nn.Dense(self.width)(_context(inner, (-dilation, 0, dilation))))
             inner = nn.Dropout(self.dropout, deterministic=not train)(inner)
             hidden = hidden + inner
-        # Small scores at first: no label is ruled out, and the first updates stay tame, so that
-        # rounding does not grow into a visible difference between two routes to the same loss.
-        scores = nn.Dense(
-            self.num_labels,
-            kernel_init=nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal"),
-        )
-        return scores(nn.LayerNorm()(hidden))
+        return nn.Dense(self.num_labels)(nn.LayerNorm()(hidden))
