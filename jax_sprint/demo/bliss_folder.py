@@ -78,7 +78,8 @@ def bliss_corpus(folder: Path) -> Corpus:
     if not held_out:
         held_out = {segment.full_name for _, segment in segments[_ONE_IN - 1 :: _ONE_IN]}
     reader = _AudioReader()
-    train, test = [], []
+    train: list[Utterance] = []
+    test: list[Utterance] = []
     for _, segment in segments:
         utterance = _utterance(segment, names[0], reader)
         (test if segment.full_name in held_out else train).append(utterance)
@@ -114,7 +115,7 @@ class _AudioReader:
 
     def __init__(self) -> None:
         self._path = ""
-        self._audio = np.zeros((0,), np.float32)
+        self._audio: np.ndarray = np.zeros((0, 1), np.float32)
         self._rate = 1
 
     def read(self, segment: Segment) -> tuple[np.ndarray, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -138,7 +139,7 @@ class WordLoop:
 @jax.jit
 def _align_expanded(
     log_posteriors: jax.Array, seq_lengths: jax.Array, source: jax.Array, automata: Automata
-) -> tuple[jax.Array, jax.Array]:
+) -> Any:
     return viterbi(jnp.take(log_posteriors, source, axis=-1), seq_lengths, automata)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from jax_sprint import Automata, SprintInstancePool, viterbi
 from jax_sprint.demo.corpus import Corpus
 from jax_sprint.demo.dataset import Part
 from jax_sprint.demo.decoding import WordLoop, collapse, greedy_labels
-from jax_sprint.demo.model import AcousticModel, output_lengths
+from jax_sprint.demo.model import AcousticModel, frame_log_posteriors, output_lengths
 from jax_sprint.demo.routes import FsaRoute
 
 __all__ = ["Evaluator", "Scores", "error_rate"]
@@ -75,12 +76,7 @@ class Evaluator:
         self._automata = FsaRoute(pool, part.tags, self._buckets, len(part.labels))
         self._loop = WordLoop(corpus.lexicon, part.labels)
 
-        @jax.jit
-        def log_posteriors(parameters, features, lengths):
-            logits = model.apply(parameters, features, lengths, train=False)
-            return jnp.swapaxes(jax.nn.log_softmax(logits), 0, 1)
-
-        self.log_posteriors = log_posteriors
+        self.log_posteriors = jax.jit(partial(frame_log_posteriors, model, train=False))
 
     def __call__(self, parameters: Any) -> Scores:
         """Decodes the whole part.
@@ -97,17 +93,14 @@ class Evaluator:
             lengths = output_lengths(batch.lengths)
             members = batch.indices[:rows].tolist()
             automata = self._automata.targets(batch.bucket, batch.indices)
-            alignment = np.asarray(_align(posteriors, jnp.asarray(lengths), automata)[0])
-            for results, found in (
-                (words, self._loop.decode(posteriors, lengths)),
-                (labels, greedy_labels(posteriors, lengths)),
-                (
-                    reference_labels,
-                    [collapse(row[:n]) for row, n in zip(alignment.T, lengths, strict=True)],
-                ),
-            ):
-                for member, result in zip(members, found[:rows], strict=True):
-                    results[member] = result
+            steps = jnp.asarray(lengths)
+            alignment = np.asarray(_align(posteriors, steps, automata)[0])
+            said = self._loop.decode(posteriors, steps)
+            greedy = greedy_labels(posteriors, steps)
+            for row, member in enumerate(members):
+                words[member] = said[row]
+                labels[member] = greedy[row]
+                reference_labels[member] = collapse(alignment[: lengths[row], row])
         references = [list(utterance.words) for utterance in self._part.utterances]
         speakers = np.array([utterance.speaker for utterance in self._part.utterances])
         of_speaker = {}
@@ -154,7 +147,5 @@ class Evaluator:
 
 
 @jax.jit
-def _align(
-    log_posteriors: jax.Array, seq_lengths: jax.Array, automata: Automata
-) -> tuple[jax.Array, jax.Array]:
+def _align(log_posteriors: jax.Array, seq_lengths: jax.Array, automata: Automata) -> Any:
     return viterbi(log_posteriors, seq_lengths, automata)

@@ -98,17 +98,17 @@ def run(settings: Settings) -> dict[str, Any]:
     outcome = Outcome(description=corpus.description, seed=settings.seed, out=settings.out)
     with _sprint(settings, files, test_part) as pool:
         if len(settings.routes) > 1:
-            outcome.agreement = compare_routes(
-                model,
-                initial_parameters(model, recipe.seed),
-                train_part.joined(test_part),
-                pool,
-            )
+            start = initial_parameters(model, recipe.seed)
+            with _explained("callback", settings):
+                outcome.agreement = compare_routes(model, start, train_part.joined(test_part), pool)
         buckets = train_part.buckets(recipe.num_buckets, recipe.batch_size)
         evaluator = Evaluator(model, corpus, test_part, pool)
         for name in settings.routes:
             route = ROUTES[name](pool, train_part.tags, buckets, len(train_part.labels))
-            print(f"training by route {name}: {steps} steps of {recipe.batch_size} segments")
+            print(
+                f"training by route {name}: {steps} steps of {recipe.batch_size} segments",
+                flush=True,
+            )
             with _explained(name, settings):
                 trained = train(model, train_part, buckets, route, recipe)
             scores = evaluator(trained.parameters)
@@ -157,14 +157,16 @@ def _sprint(settings: Settings, files: CorpusFiles, part: Part) -> Iterator[Spri
 
 @contextmanager
 def _explained(route: str, settings: Settings) -> Iterator[None]:
-    """Says what a failing callback means where another Sprint was asked for."""
+    """Turns what a callback raises inside a compiled program into an error of the demo."""
     try:
         yield
-    except (SprintError, jax.errors.JaxRuntimeError) as error:
+    except (DemoError, SprintError, jax.errors.JaxRuntimeError) as error:
         if settings.exec_path is not None and route == "callback":
             raise DemoError(
                 f"{settings.exec_path} does not answer the callback route, which needs a criterion"
                 " over all paths as the embedded Sprint has it; RASR's own criteria need lattices."
                 f"  Use --loss fsa with it.\n{error}"
             ) from error
-        raise
+        if isinstance(error, DemoError | SprintError):
+            raise
+        raise DemoError(f"training by route {route} failed: {error}") from error

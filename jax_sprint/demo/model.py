@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-__all__ = ["SUBSAMPLING", "AcousticModel", "output_lengths"]
+__all__ = ["SUBSAMPLING", "AcousticModel", "frame_log_posteriors", "output_lengths"]
+
+Lengths = TypeVar("Lengths", int, np.ndarray, jax.Array)
 
 SUBSAMPLING = 3
 """Input frames per output frame: 30 ms, short enough for the fastest four phonemes."""
 
 
-def output_lengths(lengths: jax.Array) -> jax.Array:
-    """Gives the number of output frames for a number of input frames; works on numpy, too."""
+def output_lengths(lengths: Lengths) -> Lengths:
+    """Gives the number of output frames for a number of input frames, or for an array of them."""
     return (lengths + (SUBSAMPLING - 1)) // SUBSAMPLING
 
 
@@ -80,3 +84,22 @@ class AcousticModel(nn.Module):
             inner = nn.Dropout(self.dropout, deterministic=not train)(inner)
             hidden = hidden + inner
         return nn.Dense(self.num_labels)(nn.LayerNorm()(hidden))
+
+
+def frame_log_posteriors(
+    model: AcousticModel, parameters: Any, features: jax.Array, lengths: jax.Array, **options: Any
+) -> jax.Array:
+    """Applies a model.
+
+    Args:
+        model: which.
+        parameters: of the model.
+        features: [B, T, D] float32.
+        lengths: [B] int32, valid input frames.
+        **options: `train`, and `rngs` with the random stream "dropout" where it is True.
+
+    Returns:
+        [T / SUBSAMPLING, B, num_labels] float32, natural-log probabilities, time first.
+    """
+    logits: Any = model.apply(parameters, features, lengths, **options)
+    return jnp.swapaxes(jax.nn.log_softmax(logits), 0, 1)

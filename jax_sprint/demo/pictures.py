@@ -176,7 +176,16 @@ def _draw_arc(
     place = 0.4 if final else 0.5
     point = (1 - place) ** 2 * first + 2 * place * (1 - place) * middle + place**2 * last
     apex = point + normal * (0.09 if span >= 1.5 else -0.09)
-    axes.text(*apex, text, ha="center", va="center", fontsize=8, zorder=5, bbox=_TEXT_BOX)
+    axes.text(
+        float(apex[0]),
+        float(apex[1]),
+        text,
+        ha="center",
+        va="center",
+        fontsize=8,
+        zorder=5,
+        bbox=_TEXT_BOX,
+    )
     return float(apex[1])
 
 

@@ -15,9 +15,15 @@ import optax
 from tqdm import tqdm
 
 from jax_sprint.demo.batches import Bucket, batch_stream, spec_augment
+from jax_sprint.demo.corpus import DemoError
 from jax_sprint.demo.dataset import Part
 from jax_sprint.demo.features import NUM_MEL_BINS
-from jax_sprint.demo.model import SUBSAMPLING, AcousticModel, output_lengths
+from jax_sprint.demo.model import (
+    SUBSAMPLING,
+    AcousticModel,
+    frame_log_posteriors,
+    output_lengths,
+)
 from jax_sprint.demo.routes import Route
 
 __all__ = ["Recipe", "Trained", "initial_parameters", "train"]
@@ -143,6 +149,11 @@ def train(
 
     Returns:
         The parameters and what happened on the way.
+
+    Raises:
+        DemoError: if not one segment of a batch has a loss.
+        SprintError: if Sprint fails; a `jax.errors.JaxRuntimeError` where it does so inside the
+            compiled step.
     """
     optimizer = recipe.optimizer()
     parameters = initial_parameters(model, recipe.seed)
@@ -165,13 +176,22 @@ def train(
         desc=f"{route.name:>8}",
         total=recipe.steps,
         unit="step",
+        mininterval=0.5,
         disable=not progress,
     )
     for number, batch in enumerate(bar):
         step_began = time.perf_counter()
         targets = route.targets(batch.bucket, batch.indices)
         masked = spec_augment(augmentation, batch.features, batch.lengths)
-        state, loss = step(state, masked, batch.lengths, targets, jax.random.fold_in(key, number))
+        state, loss, valid = step(
+            state, masked, batch.lengths, targets, jax.random.fold_in(key, number)
+        )
+        # Sprint without a criterion answers 0 everywhere, which would train nothing, in silence.
+        if not int(valid) or (number == 0 and float(loss) == 0.0):
+            raise DemoError(
+                f"route {route.name} has no loss for any segment of step {number + 1}, such as"
+                f" {part.tags[batch.indices[0]]!r}: Sprint skips them or has no criterion"
+            )
         done.loss.append(float(loss))
         done.milliseconds.append(1e3 * (time.perf_counter() - step_began))
         done.frames.append(int(batch.lengths.sum()))
@@ -194,15 +214,17 @@ def _make_step(
         parameters, optimizer_state = state
 
         def mean_loss(parameters):
-            logits = model.apply(parameters, features, lengths, train=True, rngs={"dropout": key})
-            log_posteriors = jnp.swapaxes(jax.nn.log_softmax(logits), 0, 1)
+            log_posteriors = frame_log_posteriors(
+                model, parameters, features, lengths, train=True, rngs={"dropout": key}
+            )
             loss, valid = route.loss(log_posteriors, output_lengths(lengths), targets)
             # One segment without a path must not make the whole batch infinite.
-            number = jnp.maximum(jnp.sum(valid.astype(jnp.float32)), jnp.float32(1))
-            return jnp.sum(jnp.where(valid, loss, jnp.float32(0))) / number
+            number = jnp.sum(valid.astype(jnp.float32))
+            total = jnp.sum(jnp.where(valid, loss, jnp.float32(0)))
+            return total / jnp.maximum(number, jnp.float32(1)), number
 
-        loss, gradient = jax.value_and_grad(mean_loss)(parameters)
+        (loss, valid), gradient = jax.value_and_grad(mean_loss, has_aux=True)(parameters)
         update, optimizer_state = optimizer.update(gradient, optimizer_state, parameters)
-        return (optax.apply_updates(parameters, update), optimizer_state), loss
+        return (optax.apply_updates(parameters, update), optimizer_state), loss, valid
 
     return jax.jit(step, donate_argnums=0)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
+import jax
 import pytest
 
 from jax_sprint.demo import _cli, main
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -48,6 +52,13 @@ def test_help_mentions_everything(capsys):
         "test.segments",
     ):
         assert option in text
+
+
+@pytest.fixture
+def standard_promotion():
+    """Optax's Adam mixes integers and floats, which the strict promotion of our tests forbids."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
 
 
 def test_missing_extras_are_named(monkeypatch, tmp_path, capsys):
@@ -92,3 +103,19 @@ def test_an_executable_that_is_no_sprint(digits_dir, tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("jax-sprint demo: error:")
     assert "true" in error
+
+
+def test_a_sprint_without_the_criterion(digits_dir, tmp_path, capsys, standard_promotion):
+    """As the real RASR: it exports automata, but computes no sum over all paths."""
+    program = tmp_path / "rasr"
+    program.write_text(
+        f"#!/bin/sh\nPYTHONPATH='{ROOT}' exec '{sys.executable}' -m jax_sprint.embedded"
+        " \"$@\" '--*.training-criterion=none'\n"
+    )
+    program.chmod(0o755)
+    arguments = ["--data", str(digits_dir), "--exec-path", str(program), "--steps", "1"]
+    assert main([*arguments, "--loss", "callback", "--out", str(tmp_path / "out")]) == 1
+    output = capsys.readouterr()
+    assert "does not answer the callback route" in output.err
+    assert "--loss fsa" in output.err
+    assert f"Sprint: {program}, 2 instances, first automaton after" in output.out
