@@ -233,22 +233,24 @@ class Automata:
         Raises:
             ValueError: a shape that is neither.
         """
-        shape = np.shape(weights)
-        if len(shape) == 1:
-            count = int(np.max(np.asarray(self.edge_position), initial=-1)) + 1
-            if shape[0] != count:
-                raise ValueError(f"weights has {shape[0]} entries, but there are {count} edges")
-            if count == 0:
-                return self
-            position = jnp.asarray(self.edge_position)
-            weights = jnp.asarray(weights)
-            spread = weights.at[jnp.maximum(position, 0)].get(mode="clip")
-            weights = jnp.where(position >= 0, spread, jnp.zeros((), weights.dtype))
-        elif tuple(shape) != tuple(self.weights.shape):
+        shape = tuple(np.shape(weights))
+        if shape == tuple(np.shape(self.weights)):
+            return dataclasses.replace(self, weights=weights)
+        if len(shape) != 1:
             raise ValueError(
-                f"weights has shape {tuple(shape)}, but must have {tuple(self.weights.shape)} like "
+                f"weights has shape {shape}, but must have {tuple(np.shape(self.weights))} like "
                 "the leaf, or [E] in edge order"
             )
+        position = self.edge_position
+        if not isinstance(position, jax.core.Tracer):
+            count = int(np.max(np.asarray(position), initial=-1)) + 1
+            if shape[0] != count:
+                raise ValueError(f"weights has {shape[0]} entries, but there are {count} edges")
+        if shape[0] == 0:
+            return self
+        position, weights = jnp.asarray(position), jnp.asarray(weights)
+        spread = weights.at[jnp.maximum(position, 0)].get(mode="clip")
+        weights = jnp.where(position >= 0, spread, jnp.zeros((), weights.dtype))
         return dataclasses.replace(self, weights=weights)
 
     def shared(self) -> Automata:

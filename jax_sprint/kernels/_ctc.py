@@ -43,8 +43,10 @@ def _tables(labels: Array, lengths: Array, blank: Array) -> tuple[Graph, Layout]
     label = jnp.where(used, jnp.where(is_label, own, blank), -1)
 
     # Slot 0 is the blank, slot i label i where it occurs first.
-    first = jnp.argmax(labels[:, :, None] == labels[:, None, :], axis=2).astype(jnp.int32) + 1
-    first = jnp.where(labels == blank, 0, first)
+    first = labels
+    if most:
+        same = labels[:, :, None] == labels[:, None, :]
+        first = jnp.where(labels == blank, 0, jnp.argmax(same, axis=2).astype(jnp.int32) + 1)
     real = jax.lax.broadcasted_iota(jnp.int32, (1, most), 1) < lengths[:, None]
     order = jax.lax.broadcasted_iota(jnp.int32, (1, most), 1) + 1
     slot_label = jnp.where(real & (first == order), labels, -1)

@@ -160,7 +160,8 @@ def _in_blocks(semiring: Semiring, step: Any, carry: Value, frames: Any, reverse
     count = jax.tree_util.tree_leaves(frames)[0].shape[0] // BLOCK
     blocks = jax.tree_util.tree_map(lambda a: a.reshape(count, BLOCK, *a.shape[1:]), frames)
     carry, outputs = lax.scan(block, carry, blocks, reverse=reverse)
-    return carry, jax.tree_util.tree_map(lambda a: a.reshape(-1, *a.shape[2:]), outputs)
+    frames = count * BLOCK
+    return carry, jax.tree_util.tree_map(lambda a: a.reshape(frames, *a.shape[2:]), outputs)
 
 
 def emissions(semiring: Semiring, scores: Array, real: Array) -> tuple[Array, Value]:
