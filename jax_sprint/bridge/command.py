@@ -14,7 +14,7 @@ from typing import Any
 from jax_sprint.bridge.options import SprintOptions, default_control_module
 from jax_sprint.errors import SprintStartError
 
-__all__ = ["build_command", "build_environment", "evaluate_config"]
+__all__ = ["build_command", "build_environment", "evaluate_config", "find_executable"]
 
 _VARIABLE = re.compile(r"\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)\})")
 _RESERVED = ("c2p_fd", "p2c_fd", "minPythonControlVersion", "protocol", "shm_fd")
@@ -71,7 +71,7 @@ def build_command(
         + _control_pairs(options.control_config or {}, pairs)
     )
     command = [
-        *_executable(options, environment),
+        *find_executable(options, environment),
         "--*.python-control-enabled=true",
         f"--*.pymod-path={directory}",
         f"--*.pymod-name={module}",
@@ -174,7 +174,12 @@ def _control_pairs(config: Mapping[str, Any], taken: Mapping[str, object]) -> li
     return pairs
 
 
-def _executable(options: SprintOptions, environment: Mapping[str, str]) -> list[str]:
+def find_executable(options: SprintOptions, environment: Mapping[str, str]) -> list[str]:
+    """The words of the command in front of all arguments: the executable's path comes first.
+
+    Raises:
+        SprintStartError: the executable does not exist or may not be executed.
+    """
     if options.exec_path is None:
         if not sys.executable:
             raise SprintStartError(

@@ -8,7 +8,7 @@ import threading
 import time
 
 from jax_sprint.bridge.options import SprintOptions
-from jax_sprint.bridge.reader import ReaderThread
+from jax_sprint.bridge.reader import Inspect, ReaderThread
 from jax_sprint.bridge.stats import Statistics
 from jax_sprint.bridge.work import Batch, Job, WorkQueue
 from jax_sprint.errors import SprintClosedError
@@ -27,12 +27,16 @@ class Crew:
     Args:
         options: what to start and how many.
         stats: where to count.
+        inspect: takes the fingerprint of a Sprint that is about to be started.
     """
 
-    def __init__(self, options: SprintOptions, stats: Statistics) -> None:
+    def __init__(
+        self, options: SprintOptions, stats: Statistics, inspect: Inspect | None = None
+    ) -> None:
         self.owner_pid = os.getpid()
         self._options = options
         self._stats = stats
+        self._inspect = inspect
         self._queue = WorkQueue()
         self._readers: list[ReaderThread] = []
         self._lock = threading.Lock()
@@ -47,7 +51,9 @@ class Crew:
             for _ in range(self._queue.missing()):
                 if len(self._readers) == self._options.num_instances:
                     break
-                reader = ReaderThread(self._options, self._queue, self._stats, len(self._readers))
+                reader = ReaderThread(
+                    self._options, self._queue, self._stats, len(self._readers), self._inspect
+                )
                 reader.start()
                 self._readers.append(reader)
         return True

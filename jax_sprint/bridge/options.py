@@ -65,6 +65,12 @@ class SprintOptions:
         protocol_version: newest version of the protocol to offer: 2 (numbered messages, arrays in
             shared memory) or 1.  A control module that knows only version 1 works with both.
         shared_memory: False sends arrays through the pipe also in version 2.
+        automata_cache: file in which a pool keeps exported automata, for later runs and for other
+            processes of this host (see `automata_store`); None keeps them in memory only.
+        automata_cache_bytes: how much memory a pool may use to keep automata, those used last; 0
+            keeps none, neither in memory nor in a file.  The automata of a changed lexicon, corpus,
+            configuration or executable are always fetched anew; what counts as such is told in
+            `fingerprint`.
     """
 
     exec_path: str | os.PathLike[str] | Sequence[str] | None = None
@@ -86,6 +92,8 @@ class SprintOptions:
     max_message_bytes: int = 1 << 30
     protocol_version: int = 2
     shared_memory: bool = True
+    automata_cache: str | os.PathLike[str] | None = None
+    automata_cache_bytes: int = 256 << 20
 
     def __post_init__(self) -> None:
         _check_exec_path(self.exec_path)
@@ -100,7 +108,7 @@ class SprintOptions:
             raise ValueError(
                 f"control_module must be (directory, module name), got {self.control_module!r}"
             )
-        for name in ("cwd", "log_dir"):
+        for name in ("cwd", "log_dir", "automata_cache"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str | os.PathLike):
                 raise ValueError(f"{name} must be a path or None, got {value!r}")
@@ -125,6 +133,17 @@ class SprintOptions:
             or self.max_retries < 0
         ):
             raise ValueError(f"max_retries must be an int of at least 0, got {self.max_retries!r}")
+        if (
+            isinstance(self.automata_cache_bytes, bool)
+            or not isinstance(self.automata_cache_bytes, int)
+            or self.automata_cache_bytes < 0
+        ):
+            raise ValueError(
+                "automata_cache_bytes must be an int of at least 0, got "
+                f"{self.automata_cache_bytes!r}"
+            )
+        if self.automata_cache is not None and not os.fspath(self.automata_cache):
+            raise ValueError("automata_cache is empty; None keeps automata in memory only")
         if self.on_error not in ("raise", "mask"):
             raise ValueError(f'on_error must be "raise" or "mask", got {self.on_error!r}')
         if self.protocol_version not in (1, 2):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import threading
@@ -11,8 +12,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from jax_sprint.bridge.batches import check_batch, join_automata
+from jax_sprint.bridge.automata_cache import AutomataCache
+from jax_sprint.bridge.batches import Automaton, check_batch, join_automata
 from jax_sprint.bridge.crew import Crew
+from jax_sprint.bridge.fingerprint import Fingerprint
 from jax_sprint.bridge.options import OptionsLike, SprintOptions
 from jax_sprint.bridge.replies import holds_nan
 from jax_sprint.bridge.stats import Statistics
@@ -52,6 +55,7 @@ class SprintInstancePool:
         self._crew: Crew | None = None
         self._finalizer: weakref.finalize | None = None
         self._stats = Statistics()
+        self._cache = AutomataCache(self.options, self._stats)
         self._last_error: BaseException | None = None
         self.init()
 
@@ -76,8 +80,9 @@ class SprintInstancePool:
         self._check_process()
         with self._lock:
             if self._crew is None:
-                self._crew = Crew(self.options, self._stats)
-                self._finalizer = weakref.finalize(self, self._crew.close)
+                inspect = self._cache.inspect if self._cache.enabled else None
+                self._crew = Crew(self.options, self._stats, inspect)
+                self._finalizer = weakref.finalize(self, _close, self._crew, self._cache)
 
     def close(self) -> None:
         """Ends all children; requests under way fail with `SprintClosedError`.
@@ -89,7 +94,7 @@ class SprintInstancePool:
             crew, self._crew = self._crew, None
             finalizer, self._finalizer = self._finalizer, None
         if crew is not None:
-            crew.close()
+            _close(crew, self._cache)
         if finalizer is not None:
             finalizer.detach()
 
@@ -128,7 +133,9 @@ class SprintInstancePool:
             `requests` answered, `failures`, `masked` segments, `retries`; `starts` of Sprint,
             `restarts` among them; `bytes_sent` and `bytes_received`; and, summed over all threads,
             `queue_seconds` that requests waited, `child_seconds` that Sprint took for them, and
-            `start_seconds`.
+            `start_seconds`.  Of automata: `automata_from_memory`, `automata_from_disk` and
+            `automata_from_sprint`; and `cache_faults`, what was damaged in the cache's file, or
+            kept it from being used.
         """
         self._check_process()
         return self._stats.snapshot()
@@ -188,11 +195,17 @@ class SprintInstancePool:
             logger.warning("masked %d of %d segments: %s", len(failed), len(names), error)
         return loss, error_signal
 
-    def get_automata_for_batch(self, tags: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def get_automata_for_batch(
+        self, tags: Any, *, cancelled: threading.Event | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Has Sprint export the automata of a batch of segments.
+
+        Sprint is asked only about segments that are not in the cache, which
+        `SprintOptions.automata_cache` and `automata_cache_bytes` describe.
 
         Args:
             tags: the B full segment names, in any form that `decode_tags` takes.
+            cancelled: to be set from another thread, which ends this call soon.
 
         Returns:
             edges [4, E] uint32: from, to, emission index, sequence; weights [E] float32: costs,
@@ -200,35 +213,57 @@ class SprintInstancePool:
             sequence begin where those of the sequence before it end.
 
         Raises:
-            ValueError: `tags` is not as described.
-            SprintError: as `get_batch_loss_and_error_signal`.
+            ValueError: `tags` is not as described, or `automata_cache` names a file that is
+                something else.
+            SprintClosedError: the call was cancelled, or the pool is closed.
+            SprintError: as `get_batch_loss_and_error_signal`; what others answered is kept.
         """
         crew = self._open_crew()
         names = decode_tags(tags)
         for b, name in enumerate(names):
             if not name:
                 raise ValueError(f"tags[{b}] is empty; every automaton needs a segment name")
+        cache = self._cache
+        now = cache.inspect()
+        known = cache.lookup(now, names)
+        asked: dict[str, tuple[Automaton, Fingerprint | None]] = {}
+
+        def ask(instance: Any, name: str) -> None:
+            cache.renew(instance, now)
+            born = getattr(instance, "born", None)
+            asked[name] = instance.export_allophone_state_fsa_by_segment_name(name), born
+
         batch = Batch()
-        found: list[Any] = [None] * len(names)
         jobs = [
-            Job(batch, b, name, 0, _automaton_request(name, b, found))
-            for b, name in enumerate(names)
+            Job(batch, b, name, 0, functools.partial(ask, name=name))
+            for b, name in enumerate(dict.fromkeys(names))
+            if name not in known
         ]
-        self._run(crew, batch, jobs)
+        self._run(crew, batch, jobs, cancelled)
+        cache.keep(asked)
         if batch.errors:
             raise self._judged(batch, len(jobs))
-        return join_automata(found)
+        known.update((name, automaton) for name, (automaton, _) in asked.items())
+        return join_automata([known[name] for name in names])
 
     # ------------------------------------------------------------------------------------ inside
 
-    def _run(self, crew: Crew, batch: Batch, jobs: list[Job]) -> None:
+    def _run(
+        self,
+        crew: Crew,
+        batch: Batch,
+        jobs: list[Job],
+        cancelled: threading.Event | None = None,
+    ) -> None:
         batch.expect(len(jobs))
         try:
             if not crew.submit(jobs):
                 batch.expect(0)
                 raise SprintClosedError("the pool was closed; init() opens it again")
-            while not batch.wait(1.0):
+            while not batch.wait(1.0 if cancelled is None else 0.1):
                 crew.check()
+                if cancelled is not None and cancelled.is_set():
+                    raise SprintClosedError("the call was cancelled")
         except BaseException:
             # Nobody may read the caller's arrays after we return: under jax they may be gone.
             crew.abandon(batch)
@@ -283,11 +318,9 @@ def _loss_request(
     return ask
 
 
-def _automaton_request(name: str, index: int, found: list[Any]) -> Callable[[Any], None]:
-    def ask(instance: Any) -> None:
-        found[index] = instance.export_allophone_state_fsa_by_segment_name(name)
-
-    return ask
+def _close(crew: Crew, cache: AutomataCache) -> None:
+    crew.close()
+    cache.close()
 
 
 def _after_fork_in_child() -> None:

@@ -6,7 +6,9 @@ import itertools
 import logging
 import threading
 import time
+from collections.abc import Callable
 
+from jax_sprint.bridge.fingerprint import Fingerprint
 from jax_sprint.bridge.instance import SprintSubprocessInstance
 from jax_sprint.bridge.options import SprintOptions
 from jax_sprint.bridge.stats import Statistics
@@ -21,7 +23,9 @@ from jax_sprint.errors import (
     SprintTimeoutError,
 )
 
-__all__ = ["ReaderThread"]
+__all__ = ["Inspect", "ReaderThread"]
+
+Inspect = Callable[[], Fingerprint | None]
 
 logger = logging.getLogger("jax_sprint")
 
@@ -40,7 +44,24 @@ class _CannotStart(Exception):
 
 
 class _PoolInstance(SprintSubprocessInstance):
+    """Knows what it was started from: `born` is the fingerprint, None if that is not certain."""
+
     _end_at_exit = False
+
+    def __init__(self, options: SprintOptions, inspect: Inspect | None) -> None:
+        self._inspect = inspect
+        self.born: Fingerprint | None = None
+        super().__init__(options, start=False)
+
+    def init(self) -> None:
+        self.born = None
+        born = None if self._inspect is None else self._inspect()
+        super().init()
+        assert self._child is not None
+        # A callable in the options may have said something else the second time.
+        command = self._child.command
+        if born and tuple(command[len(command) - len(born.words) :]) == born.words:
+            self.born = born
 
 
 class ReaderThread(threading.Thread):
@@ -54,16 +75,23 @@ class ReaderThread(threading.Thread):
         queue: where the requests come from.
         stats: where to count.
         number: for the thread's name.
+        inspect: takes the fingerprint of a Sprint that is about to be started.
     """
 
     def __init__(
-        self, options: SprintOptions, queue: WorkQueue, stats: Statistics, number: int
+        self,
+        options: SprintOptions,
+        queue: WorkQueue,
+        stats: Statistics,
+        number: int,
+        inspect: Inspect | None = None,
     ) -> None:
         super().__init__(name=f"jax_sprint reader {number}", daemon=True)
         self._options = options
         self._queue = queue
         self._stats = stats
         self._number = number
+        self._inspect = inspect
         self._instance: SprintSubprocessInstance | None = None
         self._lock = threading.Lock()
         self._job: Job | None = None
@@ -193,7 +221,7 @@ class ReaderThread(threading.Thread):
         """The Sprint of this thread, started if there is none."""
         instance = self._instance
         if instance is None:
-            instance = self._instance = _PoolInstance(self._options, start=False)
+            instance = self._instance = _PoolInstance(self._options, self._inspect)
         if not instance.is_alive:
             before = time.monotonic()
             try:

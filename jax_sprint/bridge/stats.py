@@ -15,6 +15,10 @@ _COUNTS = (
     "restarts",
     "bytes_sent",
     "bytes_received",
+    "automata_from_memory",
+    "automata_from_disk",
+    "automata_from_sprint",
+    "cache_faults",
 )
 _SECONDS = ("queue_seconds", "child_seconds", "start_seconds")
 

@@ -293,6 +293,7 @@ def test_close_while_others_wait(options, fault: str) -> None:
     pool.get_automata_for_batch(["a/b/1"])
     with ThreadPoolExecutor(2) as threads:
         running = threads.submit(pool.get_automata_for_batch, [f"a/{fault}/1"])
+        time.sleep(0.2)
         waiting = threads.submit(pool.get_automata_for_batch, ["a/b/2"])
         time.sleep(0.3)
         pool.close()
