@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jax_sprint import topologies as topologies
     from jax_sprint.automata import Automata as Automata
+    from jax_sprint.automata.prefetching import prefetch as prefetch
     from jax_sprint.bridge import ReaderThread as ReaderThread
     from jax_sprint.bridge import SprintInstancePool as SprintInstancePool
     from jax_sprint.bridge import SprintOptions as SprintOptions
@@ -56,6 +57,7 @@ _HOME = {
     "forward_backward": "kernels",
     "viterbi": "kernels",
     "full_sum_loss": "losses",
+    "prefetch": "automata.prefetching",
     "sprint_loss": "losses",
 }
 
