@@ -1,12 +1,13 @@
 """The command `jax-sprint`.
 
-Each subcommand parses its own arguments; this module only finds it, so that `jax-sprint --help`
-answers without importing jax, flax or matplotlib.
+Each subcommand is a package with a `main`, and parses its own arguments; this module only finds it,
+so that `jax-sprint --help` answers without importing jax, flax or matplotlib.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.metadata
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 __all__ = ["main"]
 
 _COMMANDS = {
+    "doctor": "start Sprint, ask it for an automaton and a loss, and explain what fails",
     "demo": "train a small acoustic model with Sprint's supervision, by both routes",
 }
 
@@ -37,17 +39,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         + "\n\n`jax-sprint COMMAND --help` tells more.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--version", action="version", version=importlib.metadata.version(__package__)
-    )
+    parser.add_argument("--version", action="version", version=_version())
     parser.add_argument("command", choices=sorted(_COMMANDS), metavar="COMMAND")
     # Only what stands before the command is ours: its own options belong to it.
     split = next((i + 1 for i, a in enumerate(arguments) if not a.startswith("-")), len(arguments))
-    parser.parse_args(arguments[:split])
+    command = parser.parse_args(arguments[:split]).command
+    return importlib.import_module(f"jax_sprint.{command}").main(arguments[split:])
 
-    from jax_sprint.demo import main as demo
 
-    return demo(arguments[split:])
+def _version() -> str:
+    try:
+        return importlib.metadata.version("jax_sprint")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown (not installed)"
 
 
 if __name__ == "__main__":

@@ -126,6 +126,11 @@ class SprintSubprocessInstance:
         """Bytes sent to and received from the current child, shared memory included."""
         return (0, 0) if self._child is None else self._child.protocol.traffic
 
+    @property
+    def protocol(self) -> str:
+        """What is spoken with the current child, in words; "" while there is none."""
+        return "" if self._child is None else self._child.protocol.description
+
     # ---------------------------------------------------------------------------------- requests
 
     def get_loss_and_error_signal__send(

@@ -27,6 +27,8 @@ class VersionOne:
 
     version = 1
 
+    description = "version 1, arrays through the pipe"
+
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
 
@@ -64,6 +66,8 @@ class VersionTwo:
     def __init__(self, channel: Channel, memory: wire_v2.Memory | None) -> None:
         self.channel = channel
         self._memory = memory
+        where = "through the pipe" if memory is None else "in shared memory"
+        self.description = f"version 2, arrays {where}"
         self._numbers = itertools.count(1)
         self._asked = (0, 0, b"", (0, 0))
         self._memory_sent = self._memory_received = 0
