@@ -126,6 +126,10 @@ class SprintInstancePool:
         if error is not None:
             raise error
 
+    def keep_error(self, error: BaseException) -> None:
+        """Makes `error` the `last_error`: for a caller that must not raise it where it happened."""
+        self._last_error = error
+
     def stats(self) -> dict[str, float]:
         """Sums over the whole life of the pool.
 

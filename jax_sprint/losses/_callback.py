@@ -15,6 +15,7 @@ calls use numpy alone: touching jax there can deadlock.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,8 @@ from jax_sprint.bridge import SprintInstancePool, SprintOptions, encode_tags
 from jax_sprint.errors import SprintClosedError
 
 __all__ = ["sprint_loss"]
+
+logger = logging.getLogger("jax_sprint")
 
 
 @overload
@@ -95,7 +98,13 @@ def sprint_loss(
     Returns:
         loss [B] float32, in nats.  +inf where Sprint found no path or skipped the segment, NaN
         where a valid frame holds NaN; both have a gradient of exactly zero.  With
-        `return_valid=True` the pair (loss, valid [B] bool).
+        `return_valid=True` the pair (loss, valid [B] bool).  With `on_error="mask"` in the pool's
+        options, a segment whose loss cannot be had counts as loss 0, not valid, with gradient zero.
+
+        Inside `jax.shard_map` nothing is raised for Sprint's failures, because the other devices
+        would wait for this one in the next collective until XLA ends the process: a failing call
+        gives NaN for its shard, not valid, with gradient zero.  Call the pool's `check()` on the
+        host after the step: it raises what happened.
 
     Raises:
         ValueError: an argument has the wrong rank, dtype or batch size, `tags` is a Python list
@@ -113,25 +122,48 @@ def sprint_loss(
     if not time_major:
         log_posteriors = jnp.swapaxes(log_posteriors, 0, 1)
     log_posteriors, seq_lengths, tags = _match_varying(log_posteriors, seq_lengths, tags)
-    loss = _loss(_HostCall(pool), log_posteriors, seq_lengths, tags)
-    return (loss, jnp.isfinite(loss)) if return_valid else loss
+    among_peers = bool(jax.sharding.get_abstract_mesh().manual_axes)
+    loss, valid = _loss(_HostCall(pool, among_peers), log_posteriors, seq_lengths, tags)
+    return (loss, valid) if return_valid else loss
 
 
 @dataclasses.dataclass(frozen=True)
 class _HostCall:
-    """What JAX calls back: equal for equal pools, so that no step is traced or compiled again."""
+    """What JAX calls back: equal for equal pools, so that no step is traced or compiled again.
+
+    Attributes:
+        pool: whom to ask.
+        among_peers: whether other devices may wait for this one in a collective.
+    """
 
     pool: SprintInstancePool
+    among_peers: bool = False
 
     def __call__(
         self, log_posteriors: Any, seq_lengths: Any, tags: Any
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         # First of all leave jax: these may be jax arrays, and even comparing them can hang here.
         log_posteriors, seq_lengths, tags = map(np.asarray, (log_posteriors, seq_lengths, tags))
-        loss, error_signal = self.pool.get_batch_loss_and_error_signal(
-            log_posteriors, seq_lengths, tags
-        )
-        return np.asarray(loss, np.float32), np.asarray(error_signal, np.float32)
+        try:
+            loss, error_signal = self.pool.get_batch_loss_and_error_signal(
+                log_posteriors, seq_lengths, tags
+            )
+        except Exception as error:
+            if not self.among_peers:
+                raise
+            self.pool.keep_error(error)
+            logger.error("a shard has no loss; pool.check() raises why: %s", error)
+            nothing = np.zeros(log_posteriors.shape, np.float32)
+            loss = np.full(seq_lengths.shape, np.nan, np.float32)
+            return loss, np.zeros(loss.shape, bool), nothing
+        loss = np.asarray(loss, np.float32)
+        valid = np.isfinite(loss)
+        if self.pool.options.on_error == "mask":
+            for b in np.flatnonzero(np.isnan(loss)):
+                # Apart from masked segments, NaN in the loss comes from NaN in the posteriors.
+                if not np.isnan(log_posteriors[: seq_lengths[b], b]).any():
+                    loss[b] = 0.0
+        return loss, valid, np.asarray(error_signal, np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,13 +308,13 @@ def _vary(array: jax.Array, axes: frozenset[str]) -> jax.Array:
 
 def _ask(
     host_call: _HostCall, log_posteriors: jax.Array, seq_lengths: jax.Array, tags: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Loss [B] and error signal [T, B, L], both float32, straight from the host."""
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Loss [B] float32, valid [B] bool and error signal [T, B, L] float32, from the host."""
     arguments = (log_posteriors.astype(jnp.float32), seq_lengths, tags)
     if not _tracing() and not any(isinstance(a, jax.core.Tracer) for a in arguments):
         # Called eagerly: no program waits, so an exception can arrive as what it is.
-        loss, error_signal = host_call(*arguments)
-        return jnp.asarray(loss), jnp.asarray(error_signal)
+        loss, valid, error_signal = host_call(*arguments)
+        return jnp.asarray(loss), jnp.asarray(valid), jnp.asarray(error_signal)
     return _ask_in_program(host_call)(*arguments)
 
 
@@ -292,19 +324,18 @@ def _ask_in_program(host_call: _HostCall) -> Any:
         steps, batch, labels = log_posteriors.shape
         result = (
             jax.ShapeDtypeStruct((batch,), jnp.float32),
+            jax.ShapeDtypeStruct((batch,), jnp.bool_),
             jax.ShapeDtypeStruct((steps, batch, labels), jnp.float32),
         )
         axes = _varying(log_posteriors)
         if _copies_may_starve():
             asked = _InPieces(host_call, log_posteriors.shape)
-            loss, error_signal = jax.pure_callback(
+            answer = jax.pure_callback(
                 asked, result, seq_lengths, tags, *_in_pieces(log_posteriors)
             )
         else:
-            loss, error_signal = jax.pure_callback(
-                host_call, result, log_posteriors, seq_lengths, tags
-            )
-        return _vary(loss, axes), _vary(error_signal, axes)
+            answer = jax.pure_callback(host_call, result, log_posteriors, seq_lengths, tags)
+        return tuple(_vary(array, axes) for array in answer)
 
     @ask.def_vmap
     def fold(axis_size, in_batched, log_posteriors, seq_lengths, tags):
@@ -316,34 +347,36 @@ def _ask_in_program(host_call: _HostCall) -> Any:
         )
         _, steps, batch, labels = log_posteriors.shape
         folded = jnp.moveaxis(log_posteriors, 0, 1).reshape(steps, axis_size * batch, labels)
-        loss, error_signal = ask(
+        loss, valid, error_signal = ask(
             folded, seq_lengths.reshape(-1), tags.reshape(axis_size * batch, -1)
         )
         error_signal = error_signal.reshape(steps, axis_size, batch, labels)
-        return (
-            (loss.reshape(axis_size, batch), jnp.moveaxis(error_signal, 1, 0)),
-            (True, True),
+        answer = (
+            loss.reshape(axis_size, batch),
+            valid.reshape(axis_size, batch),
+            jnp.moveaxis(error_signal, 1, 0),
         )
+        return answer, (True, True, True)
 
     return ask
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _loss(host_call, log_posteriors, seq_lengths, tags):
-    return _ask(host_call, log_posteriors, seq_lengths, tags)[0]
+    return _ask(host_call, log_posteriors, seq_lengths, tags)[:2]
 
 
 def _loss_fwd(host_call, log_posteriors, seq_lengths, tags):
-    loss, error_signal = _ask(host_call, log_posteriors, seq_lengths, tags)
+    loss, valid, error_signal = _ask(host_call, log_posteriors, seq_lengths, tags)
     # An empty array carries the input's dtype to the backward pass.
-    return loss, (error_signal, jnp.isfinite(loss), jnp.zeros((0,), log_posteriors.dtype))
+    return (loss, valid), (error_signal, valid, jnp.zeros((0,), log_posteriors.dtype))
 
 
-def _loss_bwd(host_call, residuals, cotangent):
+def _loss_bwd(host_call, residuals, cotangents):
     del host_call
     error_signal, valid, like = residuals
     # `where`, not a product: the cotangent of an infinite loss may itself be NaN.
-    scaled = jnp.where(valid[None, :, None], error_signal * cotangent[None, :, None], 0)
+    scaled = jnp.where(valid[None, :, None], error_signal * cotangents[0][None, :, None], 0)
     return scaled.astype(like.dtype), None, None
 
 

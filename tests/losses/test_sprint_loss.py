@@ -22,6 +22,7 @@ from jax.test_util import check_grads
 
 from jax_sprint import (
     SprintClosedError,
+    SprintCrashError,
     SprintInstancePool,
     SprintOptions,
     decode_tags,
@@ -37,8 +38,8 @@ LENGTHS = np.array([7, 3, 0, 5], np.int32)
 class QuadraticPool(SprintInstancePool):
     """loss = len(tag) / 2 * sum of squares of the valid frames; +inf where the length is zero."""
 
-    def __init__(self) -> None:
-        super().__init__(SprintOptions())
+    def __init__(self, **options) -> None:
+        super().__init__(SprintOptions(**options))
         self.calls: list[tuple[int, ...]] = []
         self.threads: set[int] = set()
         self.seen_types: set[type] = set()
@@ -282,6 +283,72 @@ def test_shard_map(pool, check_vma, axis_type, outside):
     masked = np.where(valid, values, 0).astype(np.float64)
     np.testing.assert_allclose(total, 10 / 2 * 4 * np.square(masked).sum(), rtol=1e-5)
     np.testing.assert_allclose(gradient, 10 * 4 * masked, rtol=1e-5)
+
+
+class FailingPool(QuadraticPool):
+    """Cannot answer for one segment."""
+
+    def get_batch_loss_and_error_signal(self, log_posteriors, seq_lengths, tags):
+        if "corpus/r/2" in decode_tags(tags):
+            raise SprintCrashError("Sprint died", segment="corpus/r/2", exit_status=-9)
+        return super().get_batch_loss_and_error_signal(log_posteriors, seq_lengths, tags)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_a_failing_shard_lets_its_peers_go_on(check_vma):
+    """Raising before a collective would leave the others waiting until XLA ends the process."""
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    scores = jnp.asarray(np.random.default_rng(3).normal(size=(T, 4, L)), jnp.float32)
+    lengths, tags = np.full(4, T, np.int32), encode_tags([f"corpus/r/{i}" for i in range(4)])
+    with FailingPool() as pool:
+
+        def shard(s, n, t):
+            loss, valid = sprint_loss(s, n, t, sprint=pool, return_valid=True)
+            total = jax.lax.psum(jnp.sum(jnp.where(valid, loss, 0.0)), "data")
+            return total, loss, valid
+
+        mapped = jax.shard_map(
+            shard,
+            mesh=mesh,
+            in_specs=(P(None, "data"), P("data"), P("data")),
+            out_specs=(P(), P("data"), P("data")),
+            check_vma=check_vma,
+        )
+        step = jax.jit(
+            jax.grad(lambda s: (lambda t, *aux: (t, aux))(*mapped(s, lengths, tags)), has_aux=True)
+        )
+        gradient, (loss, valid) = jax.block_until_ready(step(scores))
+        assert valid.tolist() == [True, True, False, True]
+        assert np.isnan(loss[2])
+        assert np.all(np.asarray(gradient)[:, 2] == 0)
+        np.testing.assert_allclose(gradient[:, 3], 10 * scores[:, 3], rtol=1e-6)
+        with pytest.raises(SprintCrashError, match="corpus/r/2"):
+            pool.check()
+        pool.check()
+
+
+def test_masked_segments_count_as_nothing(scores):
+    """on_error="mask": the pool says NaN, which is told from NaN in the posteriors."""
+
+    class MaskingPool(QuadraticPool):
+        def get_batch_loss_and_error_signal(self, log_posteriors, seq_lengths, tags):
+            loss, error = super().get_batch_loss_and_error_signal(log_posteriors, seq_lengths, tags)
+            loss[1], error[:, 1] = np.nan, 0
+            return loss, error
+
+    dirty = jnp.asarray(scores).at[0, 3, 0].set(jnp.nan)
+    with MaskingPool(on_error="mask") as pool:
+        step = jax.jit(
+            lambda s: sprint_loss(s, LENGTHS, encode_tags(TAGS), sprint=pool, return_valid=True)
+        )
+        loss, valid = step(dirty)
+        assert valid.tolist() == [True, False, False, False]
+        assert loss[1] == 0
+        assert loss[2] == np.inf
+        assert np.isnan(loss[3])
+        gradient = jax.grad(lambda s: step(s)[0][:2].sum())(dirty)
+        assert np.all(np.asarray(gradient)[:, 1] == 0)
+        assert np.any(np.asarray(gradient)[:, 0] != 0)
 
 
 def test_replicated_posteriors_get_the_sum_over_shards(pool, scores):
