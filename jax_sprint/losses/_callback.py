@@ -173,7 +173,9 @@ class _InPieces:
     host_call: _HostCall
     shape: tuple[int, ...]
 
-    def __call__(self, seq_lengths: Any, tags: Any, *pieces: Any) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(
+        self, seq_lengths: Any, tags: Any, *pieces: Any
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         log_posteriors = np.empty(math.prod(self.shape), np.float32)
         start = 0
         for piece in map(np.asarray, pieces):
