@@ -21,6 +21,8 @@ FAKE = Path(__file__).with_name("fake_sprint.py")
 PROLOGUE = f"""
 import os, signal, sys, threading, time
 import numpy as np
+# A shell starts background jobs, such as a test run may be one, with SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, {str(ROOT)!r})
 from jax_sprint.bridge import SprintInstancePool, SprintSubprocessInstance
 from jax_sprint.errors import SprintError
