@@ -215,7 +215,7 @@ class Automata:
             "slots": self.slot_label.shape[1],
             "band": self.band,
         }
-        if not self.band:
+        if self.out_arc is not None:
             sizes |= {"in_arcs": self.in_arc.shape[1], "out_arcs": self.out_arc.shape[1]}
         return sizes
 

@@ -126,7 +126,7 @@ def prepare(
     """
     batch = seq_lengths.shape[0]
 
-    def leaf(array: Array | None) -> Array | None:
+    def leaf(array: Any) -> Any:
         if array is None:
             return None
         array = jnp.asarray(array)

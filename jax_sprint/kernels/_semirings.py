@@ -83,7 +83,7 @@ class Semiring(Protocol):
 class _Scaled:
     """Sums of products, each value with an exponent of its own."""
 
-    zero = (0.0, FLOOR)
+    zero: tuple[float | int, ...] = (0.0, FLOOR)
 
     def value(self, scores: Array) -> Value:
         """exp(scores): `scores` are natural logarithms, -inf gives zero."""
@@ -147,7 +147,7 @@ class _Scaled:
 class _Log:
     """Log-scores; plus is logsumexp.  Differentiable, with zero derivatives at -inf."""
 
-    zero = (-jnp.inf,)
+    zero: tuple[float | int, ...] = (-jnp.inf,)
 
     def value(self, scores: Array) -> Value:
         return (scores,)

@@ -82,7 +82,10 @@ def _solve(time_axis: int, log_posteriors: Array, problem: Problem) -> tuple[Arr
         return best, jnp.maximum(key, 0) % nodes
 
     start = jnp.where(node == 0, zero, -jnp.inf), zero
-    (high, low), back = lax.scan(step, start, (real, scores))
+    best: tuple[Array, Array]
+    back: Array
+    best, back = lax.scan(step, start, (real, scores))
+    high, low = best
 
     high = jnp.where(graph.final, high, -jnp.inf)
     top = jnp.max(high, axis=1, keepdims=True)
