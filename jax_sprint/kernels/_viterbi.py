@@ -33,19 +33,18 @@ def _add(high: Array, low: Array, score: Array) -> tuple[Array, Array]:
     return top, jnp.where(top == -jnp.inf, 0.0, error - (top - whole))
 
 
-def _best_first(
-    highs: list[Array], lows: list[Array], keys: list[Array]
-) -> tuple[Array, Array, Array]:
-    """The largest of several scores, elementwise; of equal ones that with the smallest key."""
-    high, low, key = highs[0], lows[0], keys[0]
-    for other_high, other_low, other_key in zip(highs[1:], lows[1:], keys[1:], strict=True):
-        better = (other_high > high) | (
-            (other_high == high) & ((other_low > low) | ((other_low == low) & (other_key < key)))
-        )
-        high = jnp.where(better, other_high, high)
-        low = jnp.where(better, other_low, low)
-        key = jnp.where(better, other_key, key)
-    return high, low, key
+def _best_first(high: Array, low: Array, key: Array) -> tuple[Array, Array, Array]:
+    """The largest of the scores [B, K, N] over K; of equal ones that with the smallest key.
+
+    Reductions, not a chain of comparisons: some versions of XLA fuse such a chain into one kernel
+    in which the work doubles with every link.
+    """
+    top = jnp.max(high, axis=1, keepdims=True)
+    low = jnp.where(high == top, low, -jnp.inf)
+    top_low = jnp.max(low, axis=1, keepdims=True)
+    # Where `high` is smaller `low` is -inf by now, and `top_low` is not: the top's is finite.
+    key = jnp.where(low == top_low, key, jnp.iinfo(key.dtype).max)
+    return top[:, 0], top_low[:, 0], jnp.min(key, axis=1)
 
 
 def _solve(time_axis: int, log_posteriors: Array, problem: Problem) -> tuple[Array, Array]:
@@ -59,23 +58,19 @@ def _solve(time_axis: int, log_posteriors: Array, problem: Problem) -> tuple[Arr
     weights = arc_scores(arcs, graph.in_arc)
     zero = zero_like(scores, arcs, real)
     node = lax.broadcasted_iota(jnp.int32, (1, nodes), 1)
-    sources, keys = [], []
-    for slot in range(slots):
-        source = jnp.maximum(node - slot, 0) if graph.in_node is None else graph.in_node[:, slot]
-        sources.append(jnp.broadcast_to(source, graph.in_arc[:, 0].shape))
-        # Ties go to the edge that comes first in the edge list, then to the first node.
-        keys.append(graph.in_arc[:, slot] * nodes + sources[-1])
+    source = graph.in_node
+    if source is None:
+        source = jnp.maximum(node - lax.broadcasted_iota(jnp.int32, (slots, 1), 0), 0)[None]
+    # Ties go to the edge that comes first in the edge list, then to the first node.
+    keys = graph.in_arc * nodes + jnp.broadcast_to(source, graph.in_arc.shape)
 
     def step(best: tuple[Array, Array], frame: tuple[Array, Array]) -> tuple:
         counts, emission = frame
-        highs, lows = [], []
-        for slot in range(slots):
-            high = predecessors(best[0], graph, slot, -jnp.inf)
-            low = predecessors(best[1], graph, slot, 0.0)
-            high, low = _add(high, low, weights[:, slot])
-            highs.append(high)
-            lows.append(low)
-        high, low, key = _best_first(highs, lows, keys)
+        before = [
+            jnp.stack([predecessors(part, graph, slot, absent) for slot in range(slots)], axis=1)
+            for part, absent in zip(best, (-jnp.inf, 0.0), strict=True)
+        ]
+        high, low, key = _best_first(*_add(*before, weights), keys)
         high, low = _add(high, low, emission)
         counts = counts[:, None]
         best = jnp.where(counts, high, best[0]), jnp.where(counts, low, best[1])
