@@ -66,11 +66,11 @@ def _solve(time_axis: int, log_posteriors: Array, problem: Problem) -> tuple[Arr
 
     def step(best: tuple[Array, Array], frame: tuple[Array, Array]) -> tuple:
         counts, emission = frame
-        before = [
+        before, error = (
             jnp.stack([predecessors(part, graph, slot, absent) for slot in range(slots)], axis=1)
             for part, absent in zip(best, (-jnp.inf, 0.0), strict=True)
-        ]
-        high, low, key = _best_first(*_add(*before, weights), keys)
+        )
+        high, low, key = _best_first(*_add(before, error, weights), keys)
         high, low = _add(high, low, emission)
         counts = counts[:, None]
         best = jnp.where(counts, high, best[0]), jnp.where(counts, low, best[1])
