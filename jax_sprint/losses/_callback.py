@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
-import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, overload
@@ -28,6 +26,7 @@ import numpy as np
 
 from jax_sprint.bridge import SprintInstancePool, SprintOptions, encode_tags
 from jax_sprint.errors import SprintClosedError
+from jax_sprint.losses._pieces import InPieces, copies_may_starve, in_pieces
 
 __all__ = ["sprint_loss"]
 
@@ -166,64 +165,6 @@ class _HostCall:
         return loss, valid, np.asarray(error_signal, np.float32)
 
 
-@dataclasses.dataclass(frozen=True)
-class _InPieces:
-    """`_HostCall` for log-posteriors that arrive in pieces; see `_copies_may_starve`."""
-
-    host_call: _HostCall
-    shape: tuple[int, ...]
-
-    def __call__(
-        self, seq_lengths: Any, tags: Any, *pieces: Any
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        log_posteriors = np.empty(math.prod(self.shape), np.float32)
-        start = 0
-        for piece in map(np.asarray, pieces):
-            log_posteriors[start : start + piece.size] = piece
-            start += piece.size
-        return self.host_call(log_posteriors.reshape(self.shape), seq_lengths, tags)
-
-
-# Elements of float32: XLA's CPU client copies up to 100 KiB on the calling thread.
-_INLINE_SIZE = 24_000
-# Every piece costs some 30 ms of compilation.
-_MOST_PIECES = 256
-
-
-def _copies_may_starve() -> bool:
-    """Whether reading a large argument on the host can hang for ever.
-
-    Up to jax 0.11 a callback's arguments larger than 100 KiB are copied by a task of the CPU
-    client's thread pool.  That pool has one thread per core (the environment variable NPROC can
-    say another number) or device, whichever are more, and a program with a callback occupies one
-    per device: where no thread is left, on a single core or with forced host devices, reading the
-    argument waits for a copy that never starts.  Smaller arguments are copied at once.
-    """
-    if jax.default_backend() != "cpu" or jax.__version_info__ >= (0, 12):
-        return False
-    told = os.environ.get("NPROC", "")
-    if told.isdecimal():
-        threads = int(told)
-    elif hasattr(os, "sched_getaffinity"):
-        threads = len(os.sched_getaffinity(0))
-    else:
-        threads = os.cpu_count() or 1
-    return jax.local_device_count() >= threads
-
-
-def _in_pieces(array: jax.Array) -> list[jax.Array]:
-    if array.size > _MOST_PIECES * _INLINE_SIZE:
-        raise ValueError(
-            f"log_posteriors of shape {array.shape} are too large for a callback here: jax "
-            f"{jax.__version__} on CPU hangs on them, since {jax.local_device_count()} devices "
-            "occupy every thread of its client.  Set the environment variable NPROC to a number "
-            "larger than that of the devices before jax starts, use jax 0.12 or later, or split "
-            f"the batch until a call has at most {_MOST_PIECES * _INLINE_SIZE} elements"
-        )
-    flat = array.reshape(-1)
-    return [flat[i : i + _INLINE_SIZE] for i in range(0, flat.size, _INLINE_SIZE)]
-
-
 def _resolve(sprint: Any) -> SprintInstancePool:
     if isinstance(sprint, SprintInstancePool):
         return sprint
@@ -330,11 +271,9 @@ def _ask_in_program(host_call: _HostCall) -> Any:
             jax.ShapeDtypeStruct((steps, batch, labels), jnp.float32),
         )
         axes = _varying(log_posteriors)
-        if _copies_may_starve():
-            asked = _InPieces(host_call, log_posteriors.shape)
-            answer = jax.pure_callback(
-                asked, result, seq_lengths, tags, *_in_pieces(log_posteriors)
-            )
+        if copies_may_starve():
+            asked = InPieces(host_call, log_posteriors.shape)
+            answer = jax.pure_callback(asked, result, seq_lengths, tags, *in_pieces(log_posteriors))
         else:
             answer = jax.pure_callback(host_call, result, log_posteriors, seq_lengths, tags)
         return tuple(_vary(array, axes) for array in answer)
