@@ -186,6 +186,8 @@ class Automata:
             position = np.asarray(self.edge_position)
         except Exception as error:
             raise ValueError("to_edges needs concrete leaves; call it outside of jit") from error
+        if position.ndim == 1:
+            return jax.tree_util.tree_map(lambda leaf: leaf[None], self).to_edges()
         b, e = np.nonzero(position >= 0)
         order = np.argsort(position[b, e], kind="stable")
         b, e = b[order], e[order]
@@ -202,21 +204,21 @@ class Automata:
 
     @property
     def batch_size(self) -> int:
-        """Number of sequences B."""
-        return self.weights.shape[0]
+        """Number of sequences B; 1 where the automaton is `shared`."""
+        return self.weights.shape[0] if np.ndim(self.weights) == 2 else 1
 
     @property
     def sizes(self) -> dict[str, int]:
         """The padded sizes by name: what `pad_to` takes."""
         sizes = {
-            "edges": self.weights.shape[1],
-            "states": self.state_ids.shape[1],
-            "nodes": self.node_label.shape[1],
-            "slots": self.slot_label.shape[1],
+            "edges": self.weights.shape[-1],
+            "states": self.state_ids.shape[-1],
+            "nodes": self.node_label.shape[-1],
+            "slots": self.slot_label.shape[-1],
             "band": self.band,
         }
         if self.out_arc is not None:
-            sizes |= {"in_arcs": self.in_arc.shape[1], "out_arcs": self.out_arc.shape[1]}
+            sizes |= {"in_arcs": self.in_arc.shape[-2], "out_arcs": self.out_arc.shape[-2]}
         return sizes
 
     def with_weights(self, weights: Array) -> Automata:
@@ -275,6 +277,8 @@ class Automata:
         Returns:
             A batch of those.  `automata[which]` is the same.
         """
+        if np.ndim(self.weights) == 1:
+            raise ValueError("a shared automaton has no batch axis to index")
         if isinstance(which, (int, np.integer)):
             if not -self.batch_size <= which < self.batch_size:
                 raise IndexError(f"sequence {which} of a batch of {self.batch_size}")
@@ -324,11 +328,13 @@ class Automata:
             A batch of all sequences, packed anew.  Traced or learnt weights are kept.
 
         Raises:
-            ValueError: no batch, or different `num_labels`.
+            ValueError: no batch, different `num_labels`, or a shared automaton.
         """
         batches = list(batches)
         if not batches:
             raise ValueError("concat needs at least one batch of automata")
+        if any(np.ndim(batch.weights) == 1 for batch in batches):
+            raise ValueError("concat of a shared automaton, which has no batch axis")
         labels = {batch.num_labels for batch in batches}
         if len(labels) > 1:
             raise ValueError(f"concat of automata with different num_labels: {labels}")

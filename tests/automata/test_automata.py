@@ -155,7 +155,16 @@ def test_pad_to_fixes_the_sizes() -> None:
 
 def test_a_shared_automaton_has_no_batch_axis() -> None:
     automata = Automata.from_edges(*two())
-    assert automata[1].shared().weights.ndim == 1
+    one = automata[1]
+    shared = one.shared()
+    assert shared.weights.ndim == 1
+    assert (shared.batch_size, shared.sizes) == (1, one.sizes)
+    for got, want in zip(shared.to_edges(), one.to_edges(), strict=True):
+        np.testing.assert_array_equal(got, want)
+    with pytest.raises(ValueError, match="no batch axis"):
+        shared[0]
+    with pytest.raises(ValueError, match="no batch axis"):
+        Automata.concat([automata, shared])
     with pytest.raises(ValueError, match="batch of one automaton, got 2"):
         automata.shared()
 
