@@ -109,6 +109,7 @@ def sprint_loss(
         ValueError: an argument has the wrong rank, dtype or batch size, `tags` is a Python list
             inside a traced program, into which it would be frozen, or `log_posteriors` is so large
             that this jax, on CPUs with this many devices, would hang (the message says what to do).
+        TypeError: `sprint` is neither a pool nor options.
         SprintError: Sprint failed, or the pool is closed.  From inside a compiled program JAX
             passes on only the message, in a `jax.errors.JaxRuntimeError`.
     """
