@@ -11,7 +11,7 @@ from jax_sprint.bridge.options import SprintOptions
 from jax_sprint.bridge.reader import Inspect, ReaderThread
 from jax_sprint.bridge.stats import Statistics
 from jax_sprint.bridge.work import Batch, Job, WorkQueue
-from jax_sprint.errors import SprintClosedError
+from jax_sprint.errors import SprintClosedError, SprintTimeoutError
 
 __all__ = ["Crew"]
 
@@ -66,12 +66,29 @@ class Crew:
 
     def abandon(self, batch: Batch) -> None:
         """Makes sure that nothing of this batch runs any more."""
-        for job in self._queue.withdraw(batch, give_up=True):
-            job.done(SprintClosedError("the batch was given up", segment=job.segment))
+        self._queue.withdraw(batch, give_up=True)
+        batch.cancel(lambda job: SprintClosedError("the batch was given up", segment=job.segment))
         if not batch.wait(_ABANDON_PATIENCE):
             for reader in list(self._readers):
                 reader.interrupt(batch)
             batch.wait(self._options.exit_timeout)
+
+    def expire(self, batch: Batch, limit: str) -> None:
+        """Ends a batch whose deadline has passed; a request under way ends by itself, at once.
+
+        A Sprint that is starting goes on, for the batches to come.
+        """
+        waiting = set(self._queue.withdraw(batch, give_up=True))
+
+        def reason(job: Job) -> SprintTimeoutError:
+            what = (
+                "no Sprint was free for it"
+                if job in waiting
+                else "its Sprint was still starting (the pool's start() does so beforehand)"
+            )
+            return SprintTimeoutError(f"no answer within {limit}: {what}", segment=job.segment)
+
+        self._stats.add(failures=batch.cancel(reason))
 
     def close(self) -> None:
         if os.getpid() != self.owner_pid:

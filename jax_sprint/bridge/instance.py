@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import weakref
@@ -61,6 +62,8 @@ class SprintSubprocessInstance:
         self._segment: str | None = None
         self._shape: tuple[int, int] | None = None
         self._deadline = 0.0
+        # Of the monotonic clock: no request lasts longer, whatever `request_timeout` says.
+        self._latest = math.inf
         if start:
             self.init()
 
@@ -236,7 +239,7 @@ class SprintSubprocessInstance:
                 "request",
                 segment=segment,
             )
-        self._deadline = time.monotonic() + self.options.request_timeout
+        self._deadline = min(time.monotonic() + self.options.request_timeout, self._latest)
         try:
             if child.channel.poll(0):
                 self._unexpected(child, segment)
@@ -302,8 +305,8 @@ class SprintSubprocessInstance:
             )
         self._fail(
             SprintTimeoutError,
-            f"Sprint, pid {child.pid}, gave no complete answer within request_timeout = "
-            f"{self.options.request_timeout} s ({error}); it was killed",
+            f"Sprint, pid {child.pid}, gave no complete answer within {self._limit()} ({error}); "
+            "it was killed",
             segment,
         )
 
@@ -338,6 +341,11 @@ class SprintSubprocessInstance:
         if self._segment is None:
             raise SprintError("no request was sent whose answer could be read; send one first")
         return self._child
+
+    def _limit(self) -> str:
+        if self._deadline == self._latest:
+            return "what was left of its batch's time"
+        return f"request_timeout = {self.options.request_timeout} s"
 
     def _left(self) -> float:
         return max(0.0, self._deadline - time.monotonic())

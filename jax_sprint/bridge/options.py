@@ -54,6 +54,12 @@ class SprintOptions:
         num_instances: number of Sprint processes in a pool.
         start_timeout: seconds from starting the executable to its answer to the handshake.
         request_timeout: seconds for one segment, from the request to the complete answer.
+        batch_timeout: seconds for the losses of one batch, from the call to its end, with waiting
+            for a free Sprint, starting it and asking again; None for no limit but inside
+            `jax.shard_map`, where it is 25 s: there other devices wait in the next collective, and
+            XLA ends the program when that takes too long (see `docs/devices.md`).  What is not
+            there by then has failed with a `SprintTimeoutError`.  A retry has a chance only where
+            `request_timeout` leaves time for it.
         exit_timeout: seconds for Sprint to end by itself after being told to.
         max_retries: how often a pool asks again for a segment after its Sprint failed to start,
             died, did not answer in time or answered nonsense, each time on a fresh Sprint.  A
@@ -86,6 +92,7 @@ class SprintOptions:
     num_instances: int = 1
     start_timeout: float = 120.0
     request_timeout: float = 300.0
+    batch_timeout: float | None = None
     exit_timeout: float = 10.0
     max_retries: int = 0
     on_error: str = "raise"
@@ -116,8 +123,10 @@ class SprintOptions:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
-        for name in ("start_timeout", "request_timeout", "exit_timeout"):
+        for name in ("start_timeout", "request_timeout", "batch_timeout", "exit_timeout"):
             value = getattr(self, name)
+            if name == "batch_timeout" and value is None:
+                continue
             if (
                 isinstance(value, bool)
                 or not isinstance(value, int | float)

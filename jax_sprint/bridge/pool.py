@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -151,7 +153,7 @@ class SprintInstancePool:
     # ---------------------------------------------------------------------------------- requests
 
     def get_batch_loss_and_error_signal(
-        self, log_posteriors: Any, seq_lengths: Any, tags: Any
+        self, log_posteriors: Any, seq_lengths: Any, tags: Any, *, timeout: float | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Has Sprint compute loss and error signal of a batch of segments.
 
@@ -161,6 +163,8 @@ class SprintInstancePool:
             seq_lengths: [B] integer, frames, each from 0 to T.
             tags: the B full segment names, in any form that `decode_tags` takes.  A name may
                 occur more than once.
+            timeout: seconds for the whole batch, instead of the options' `batch_timeout`; what is
+                not there by then counts as failed.
 
         Returns:
             loss [B] float32, and error signal [T, B, L] float32, zero in the padding.  A sequence
@@ -179,7 +183,8 @@ class SprintInstancePool:
         log_posteriors, lengths, names = check_batch(log_posteriors, seq_lengths, tags)
         loss = np.full(lengths.shape, np.inf, np.float32)
         error_signal = np.zeros(log_posteriors.shape, np.float32)
-        batch = Batch()
+        timeout = self.options.batch_timeout if timeout is None else timeout
+        batch = Batch(math.inf if timeout is None else time.monotonic() + timeout)
         jobs = []
         for b, length in enumerate(lengths.tolist()):
             if not length:
@@ -187,7 +192,7 @@ class SprintInstancePool:
             frames = log_posteriors[:length, b]
             ask = _loss_request(names[b], frames, b, loss, error_signal[:length, b])
             jobs.append(Job(batch, b, names[b], length, ask))
-        self._run(crew, batch, jobs)
+        self._run(crew, batch, jobs, limit=f"batch_timeout = {timeout} s")
         if batch.errors:
             error = self._judged(batch, len(jobs))
             if self.options.on_error == "raise" or not self._can_mask(batch):
@@ -258,14 +263,18 @@ class SprintInstancePool:
         batch: Batch,
         jobs: list[Job],
         cancelled: threading.Event | None = None,
+        limit: str = "",
     ) -> None:
-        batch.expect(len(jobs))
+        batch.expect(jobs)
         try:
             if not crew.submit(jobs):
-                batch.expect(0)
+                batch.expect([])
                 raise SprintClosedError("the pool was closed; init() opens it again")
-            while not batch.wait(1.0 if cancelled is None else 0.1):
+            patience = 1.0 if cancelled is None else 0.1
+            while not batch.wait(min(patience, max(0.01, batch.deadline - time.monotonic()))):
                 crew.check()
+                if time.monotonic() >= batch.deadline and not batch.given_up:
+                    crew.expire(batch, limit)
                 if cancelled is not None and cancelled.is_set():
                     raise SprintClosedError("the call was cancelled")
         except BaseException:

@@ -53,6 +53,10 @@ class _PoolInstance(SprintSubprocessInstance):
         self.born: Fingerprint | None = None
         super().__init__(options, start=False)
 
+    def limit(self, latest: float) -> None:
+        """Sets until when requests may last, of the monotonic clock."""
+        self._latest = latest
+
     def init(self) -> None:
         self.born = None
         born = None if self._inspect is None else self._inspect()
@@ -92,7 +96,7 @@ class ReaderThread(threading.Thread):
         self._stats = stats
         self._number = number
         self._inspect = inspect
-        self._instance: SprintSubprocessInstance | None = None
+        self._instance: _PoolInstance | None = None
         self._lock = threading.Lock()
         self._job: Job | None = None
         self._closing = threading.Event()
@@ -154,6 +158,8 @@ class ReaderThread(threading.Thread):
             try:
                 instance = self._ready()
                 started = True
+                if not job.begin():
+                    return SprintClosedError("nobody waits for this any more", segment=job.segment)
                 self._ask(job, instance)
                 return None
             except BaseException as failure:
@@ -172,17 +178,28 @@ class ReaderThread(threading.Thread):
                 attempt >= self._options.max_retries
                 or not isinstance(error, _PASSING)
                 or self._interrupted
+                or time.monotonic() >= job.batch.deadline
             ):
                 break
+            job.rest()
             logger.warning("asking again for %r: %s", job.segment, error)
             self._stats.add(retries=1)
             if not started:
                 self._closing.wait(min(0.1 * 2**attempt, 5.0))
         if attempt and isinstance(error, SprintError):
             error = error.extended(f"(tried {attempt + 1} times)")
+        elif started and isinstance(error, _PASSING) and not self._options.max_retries:
+            error = error.extended(
+                "(not asked again: max_retries = 0; 1 would have asked a fresh Sprint)"
+            )
         return error if started else _CannotStart(error)
 
     def _settle(self, job: Job, error: BaseException | None) -> None:
+        if job.settled:
+            # Counted by whom gave it up.
+            if isinstance(error, _CannotStart):
+                logger.warning("a Sprint did not start: %s", error.reason)
+            return
         if isinstance(error, _CannotStart):
             error = error.reason
             # The others of this batch would run into the same, each after a time-out of its own,
@@ -201,11 +218,12 @@ class ReaderThread(threading.Thread):
             if self._closing.wait(0.1):
                 return
 
-    def _ask(self, job: Job, instance: SprintSubprocessInstance) -> None:
+    def _ask(self, job: Job, instance: _PoolInstance) -> None:
         if self._closing.is_set():
             raise SprintClosedError("the pool was closed", segment=job.segment)
         before = time.monotonic()
         sent, received = instance.traffic
+        instance.limit(job.batch.deadline)
         try:
             job.ask(instance)
         finally:
@@ -217,7 +235,7 @@ class ReaderThread(threading.Thread):
             ):
                 self._account[name] = self._account.get(name, 0) + amount
 
-    def _ready(self) -> SprintSubprocessInstance:
+    def _ready(self) -> _PoolInstance:
         """The Sprint of this thread, started if there is none."""
         instance = self._instance
         if instance is None:

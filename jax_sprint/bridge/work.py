@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ class Job:
         ask: does the whole request and stores its result.
     """
 
-    __slots__ = ("ask", "batch", "cost", "created", "index", "segment")
+    __slots__ = ("ask", "batch", "being_asked", "cost", "created", "index", "segment", "settled")
 
     def __init__(
         self,
@@ -40,34 +41,75 @@ class Job:
         self.cost = cost
         self.ask = ask
         self.created = time.monotonic()
+        # Both under the batch's lock.
+        self.being_asked = False
+        self.settled = False
+
+    def begin(self) -> bool:
+        """To be called before `ask`; False if nobody wants the answer any more."""
+        return self.batch.begin(self)
+
+    def rest(self) -> None:
+        """To be called after an `ask` that failed and will be repeated."""
+        self.being_asked = False
 
     def done(self, error: BaseException | None = None) -> None:
+        """Tells the outcome; the first one counts."""
         self.batch.settle(self, error)
 
 
 class Batch:
-    """Counts the outcomes of the jobs that were put in together."""
+    """Counts the outcomes of the jobs that were put in together.
 
-    def __init__(self) -> None:
+    Args:
+        deadline: of the monotonic clock, until when the outcomes are of use.
+    """
+
+    def __init__(self, deadline: float = math.inf) -> None:
+        self.deadline = deadline
         self._lock = threading.Lock()
         self._finished = threading.Event()
         self._open = 0
+        self._jobs: Sequence[Job] = ()
         # Set, under the queue's lock, when nobody waits for it any more.
         self.given_up = False
         self.errors: dict[int, BaseException] = {}
 
-    def expect(self, count: int) -> None:
-        self._open = count
-        if not count:
+    def expect(self, jobs: Sequence[Job]) -> None:
+        self._jobs = jobs
+        self._open = len(jobs)
+        if not jobs:
             self._finished.set()
+
+    def begin(self, job: Job) -> bool:
+        with self._lock:
+            job.being_asked = not job.settled
+            return job.being_asked
 
     def settle(self, job: Job, error: BaseException | None) -> None:
         with self._lock:
-            if error is not None:
-                self.errors[job.index] = error
-            self._open -= 1
-            if not self._open:
-                self._finished.set()
+            self._settle(job, error)
+
+    def cancel(self, reason: Callable[[Job], BaseException]) -> int:
+        """Settles all jobs that no Sprint is being asked about; says how many.
+
+        The others may be reading the caller's arrays at this moment.
+        """
+        with self._lock:
+            waiting = [job for job in self._jobs if not (job.settled or job.being_asked)]
+            for job in waiting:
+                self._settle(job, reason(job))
+        return len(waiting)
+
+    def _settle(self, job: Job, error: BaseException | None) -> None:
+        if job.settled:
+            return
+        job.settled = True
+        if error is not None:
+            self.errors[job.index] = error
+        self._open -= 1
+        if not self._open:
+            self._finished.set()
 
     def wait(self, timeout: float) -> bool:
         """Whether all jobs are settled, at most `timeout` seconds from now."""
