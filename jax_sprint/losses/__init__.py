@@ -2,5 +2,6 @@
 
 from jax_sprint.losses._callback import sprint_loss
 from jax_sprint.losses._full_sum import full_sum_loss
+from jax_sprint.losses._mesh import sharded_sprint_loss
 
-__all__ = ["full_sum_loss", "sprint_loss"]
+__all__ = ["full_sum_loss", "sharded_sprint_loss", "sprint_loss"]

@@ -28,9 +28,12 @@ from jax_sprint.bridge import SprintInstancePool, SprintOptions, encode_tags
 from jax_sprint.errors import SprintClosedError
 from jax_sprint.losses._pieces import InPieces, copies_may_starve, in_pieces
 
-__all__ = ["sprint_loss"]
+__all__ = ["check_arguments", "sprint_loss"]
 
 logger = logging.getLogger("jax_sprint")
+
+# Below the shortest time that XLA gives a collective, 30 s between two processes; seconds.
+_PATIENCE_OF_PEERS = 25.0
 
 
 @overload
@@ -103,7 +106,9 @@ def sprint_loss(
         Inside `jax.shard_map` nothing is raised for Sprint's failures, because the other devices
         would wait for this one in the next collective until XLA ends the process: a failing call
         gives NaN for its shard, not valid, with gradient zero.  Call the pool's `check()` on the
-        host after the step: it raises what happened.
+        host after the step: it raises what happened.  For the same reason a call has an end there:
+        `batch_timeout` of the pool's options, 25 s if that is None; call the pool's `start()`
+        before the first step, so that starting Sprint does not count.
 
     Raises:
         ValueError: an argument has the wrong rank, dtype or batch size, `tags` is a Python list
@@ -114,7 +119,7 @@ def sprint_loss(
             passes on only the message, in a `jax.errors.JaxRuntimeError`.
     """
     pool = _resolve(sprint)
-    log_posteriors, seq_lengths, tags = _check(log_posteriors, seq_lengths, tags, time_major)
+    log_posteriors, seq_lengths, tags = check_arguments(log_posteriors, seq_lengths, tags, time_major)
     if pool.closed:
         raise SprintClosedError(
             "the pool given as sprint= is closed; call its init() to start its children again"
@@ -144,11 +149,15 @@ class _HostCall:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         # First of all leave jax: these may be jax arrays, and even comparing them can hang here.
         log_posteriors, seq_lengths, tags = map(np.asarray, (log_posteriors, seq_lengths, tags))
+        limits = {}
+        if self.among_peers and self.pool.options.batch_timeout is None:
+            limits["timeout"] = _PATIENCE_OF_PEERS
         try:
             loss, error_signal = self.pool.get_batch_loss_and_error_signal(
-                log_posteriors, seq_lengths, tags
+                log_posteriors, seq_lengths, tags, **limits
             )
-        except Exception as error:
+        except BaseException as error:
+            # Also a Ctrl-C: the others wait all the same, and `check` raises it.
             if not self.among_peers:
                 raise
             self.pool.keep_error(error)
@@ -182,9 +191,10 @@ def _tracing() -> bool:
     return isinstance(jnp.zeros((), jnp.float32), jax.core.Tracer)
 
 
-def _check(
+def check_arguments(
     log_posteriors: Any, seq_lengths: Any, tags: Any, time_major: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The arguments of `sprint_loss` as arrays; ValueError says which is not as described there."""
     log_posteriors = jnp.asarray(log_posteriors)
     layout = "[T, B, L]" if time_major else "[B, T, L]"
     if log_posteriors.ndim != 3:

@@ -44,7 +44,7 @@ class QuadraticPool(SprintInstancePool):
         self.threads: set[int] = set()
         self.seen_types: set[type] = set()
 
-    def get_batch_loss_and_error_signal(self, log_posteriors, seq_lengths, tags):
+    def get_batch_loss_and_error_signal(self, log_posteriors, seq_lengths, tags, **limits):
         if self.closed:
             raise SprintClosedError("closed")
         self.calls.append(log_posteriors.shape)
@@ -288,10 +288,10 @@ def test_shard_map(pool, check_vma, axis_type, outside):
 class FailingPool(QuadraticPool):
     """Cannot answer for one segment."""
 
-    def get_batch_loss_and_error_signal(self, log_posteriors, seq_lengths, tags):
+    def get_batch_loss_and_error_signal(self, log_posteriors, seq_lengths, tags, **limits):
         if "corpus/r/2" in decode_tags(tags):
             raise SprintCrashError("Sprint died", segment="corpus/r/2", exit_status=-9)
-        return super().get_batch_loss_and_error_signal(log_posteriors, seq_lengths, tags)
+        return super().get_batch_loss_and_error_signal(log_posteriors, seq_lengths, tags, **limits)
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
@@ -331,7 +331,7 @@ def test_masked_segments_count_as_nothing(scores):
     """on_error="mask": the pool says NaN, which is told from NaN in the posteriors."""
 
     class MaskingPool(QuadraticPool):
-        def get_batch_loss_and_error_signal(self, log_posteriors, seq_lengths, tags):
+        def get_batch_loss_and_error_signal(self, log_posteriors, seq_lengths, tags, **limits):
             loss, error = super().get_batch_loss_and_error_signal(log_posteriors, seq_lengths, tags)
             loss[1], error[:, 1] = np.nan, 0
             return loss, error
@@ -398,7 +398,7 @@ def test_one_core_does_not_hang():
         import jax_sprint
 
         class Pool(jax_sprint.SprintInstancePool):
-            def get_batch_loss_and_error_signal(self, log_posteriors, seq_lengths, tags):
+            def get_batch_loss_and_error_signal(self, log_posteriors, seq_lengths, tags, **limits):
                 return log_posteriors.sum((0, 2)), np.ones_like(log_posteriors)
 
         with Pool(jax_sprint.SprintOptions()) as pool:
