@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 
 from jax_sprint.bridge.options import SprintOptions
 from jax_sprint.bridge.reader import Inspect, ReaderThread
@@ -42,21 +43,66 @@ class Crew:
         self._lock = threading.Lock()
         self._closed = False
 
-    def submit(self, jobs: list[Job]) -> bool:
+    def run(
+        self,
+        batch: Batch,
+        jobs: list[Job],
+        *,
+        cancelled: threading.Event | None = None,
+        limit: str = "",
+        one_each: bool = False,
+        watch: Callable[[int], None] | None = None,
+    ) -> None:
+        """Has jobs done, and waits until they are, or the batch's deadline passes.
+
+        Args:
+            batch: what the jobs belong to; it holds the errors afterwards.
+            jobs: what is to be done.
+            cancelled: to be set from another thread, which ends this call soon.
+            limit: where the deadline comes from, for the message.
+            one_each: there are as many jobs as Sprints, and each gets one.
+            watch: is told now and then how many jobs are settled.
+
+        Raises:
+            SprintClosedError: the pool is closed, or the call was cancelled.
+        """
+        batch.expect(jobs)
+        patience = 1.0 if cancelled is None and watch is None else 0.1
+        try:
+            if not self._submit(jobs, one_each):
+                raise SprintClosedError("the pool was closed; init() opens it again")
+            while not batch.wait(min(patience, max(0.01, batch.deadline - time.monotonic()))):
+                self.check()
+                if watch is not None:
+                    watch(len(jobs) - batch.open)
+                if time.monotonic() >= batch.deadline and not batch.given_up:
+                    self._expire(batch, limit)
+                if cancelled is not None and cancelled.is_set():
+                    raise SprintClosedError("the call was cancelled")
+        except BaseException:
+            # Nobody may read the caller's arrays after we return: under jax they may be gone.
+            self._abandon(batch)
+            raise
+        if watch is not None:
+            watch(len(jobs))
+
+    def _submit(self, jobs: list[Job], one_each: bool) -> bool:
         if not jobs:
             return not self._closed
         with self._lock:
-            if self._closed or not self._queue.put(jobs):
+            put = self._queue.put_for_each if one_each else self._queue.put
+            if self._closed or not put(jobs):
                 return False
-            for _ in range(self._queue.missing()):
-                if len(self._readers) == self._options.num_instances:
-                    break
-                reader = ReaderThread(
-                    self._options, self._queue, self._stats, len(self._readers), self._inspect
-                )
-                reader.start()
-                self._readers.append(reader)
+            self._grow(len(jobs) if one_each else self._queue.missing())
         return True
+
+    def _grow(self, count: int) -> None:
+        for _ in range(min(count, self._options.num_instances - len(self._readers))):
+            reader = ReaderThread(
+                self._options, self._queue, self._stats, len(self._readers), self._inspect
+            )
+            reader.start()
+            self._readers.append(reader)
 
     def check(self) -> None:
         """Raises if nobody is left who could finish a batch."""
@@ -64,7 +110,7 @@ class Crew:
             if not any(reader.is_alive() for reader in self._readers):
                 raise SprintClosedError("the pool's threads have ended; init() opens it again")
 
-    def abandon(self, batch: Batch) -> None:
+    def _abandon(self, batch: Batch) -> None:
         """Makes sure that nothing of this batch runs any more."""
         self._queue.withdraw(batch, give_up=True)
         batch.cancel(lambda job: SprintClosedError("the batch was given up", segment=job.segment))
@@ -73,7 +119,7 @@ class Crew:
                 reader.interrupt(batch)
             batch.wait(self._options.exit_timeout)
 
-    def expire(self, batch: Batch, limit: str) -> None:
+    def _expire(self, batch: Batch, limit: str) -> None:
         """Ends a batch whose deadline has passed; a request under way ends by itself, at once.
 
         A Sprint that is starting goes on, for the batches to come.

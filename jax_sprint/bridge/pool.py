@@ -19,9 +19,11 @@ from jax_sprint.bridge.batches import Automaton, check_batch, join_automata
 from jax_sprint.bridge.crew import Crew
 from jax_sprint.bridge.fingerprint import Fingerprint
 from jax_sprint.bridge.options import OptionsLike, SprintOptions
+from jax_sprint.bridge.progress import ProgressBar
 from jax_sprint.bridge.replies import holds_nan
 from jax_sprint.bridge.stats import Statistics
 from jax_sprint.bridge.tags import decode_tags
+from jax_sprint.bridge.warm_up import fill_cache
 from jax_sprint.bridge.work import Batch, Job
 from jax_sprint.errors import SprintClosedError, SprintError, SprintStartError
 
@@ -85,6 +87,35 @@ class SprintInstancePool:
                 inspect = self._cache.inspect if self._cache.enabled else None
                 self._crew = Crew(self.options, self._stats, inspect)
                 self._finalizer = weakref.finalize(self, _close, self._crew, self._cache)
+
+    def start(self, *, progress: bool | None = None) -> int:
+        """Starts all children that are not running, at the same time, and waits for them.
+
+        They would start by themselves when they are first needed; this is for programs that want
+        to know before the training that they do, or whose steps must not take as long.
+
+        Args:
+            progress: whether to show a progress bar on standard error; None does so on a terminal
+                and in a notebook, if it takes long enough.
+
+        Returns:
+            How many are running.  Fewer than `num_instances` is not an error: the others do the
+            work, and the reasons are logged.
+
+        Raises:
+            SprintError: none could be started; also a `SprintClosedError`.
+        """
+        crew = self._open_crew()
+        count = self.options.num_instances
+        batch = Batch()
+        jobs = [Job(batch, number, "", 0, _do_nothing) for number in range(count)]
+        with ProgressBar(count, "starting Sprint", progress) as bar:
+            crew.run(batch, jobs, one_each=True, watch=bar.update)
+        for error in batch.errors.values():
+            logger.warning("a Sprint did not start: %s", error)
+        if len(batch.errors) == count:
+            raise self._judged(batch, count)
+        return count - len(batch.errors)
 
     def close(self) -> None:
         """Ends all children; requests under way fail with `SprintClosedError`.
@@ -192,7 +223,7 @@ class SprintInstancePool:
             frames = log_posteriors[:length, b]
             ask = _loss_request(names[b], frames, b, loss, error_signal[:length, b])
             jobs.append(Job(batch, b, names[b], length, ask))
-        self._run(crew, batch, jobs, limit=f"batch_timeout = {timeout} s")
+        crew.run(batch, jobs, limit=f"batch_timeout = {timeout} s")
         if batch.errors:
             error = self._judged(batch, len(jobs))
             if self.options.on_error == "raise" or not self._can_mask(batch):
@@ -248,39 +279,36 @@ class SprintInstancePool:
             for b, name in enumerate(dict.fromkeys(names))
             if name not in known
         ]
-        self._run(crew, batch, jobs, cancelled)
+        crew.run(batch, jobs, cancelled=cancelled)
         cache.keep(asked)
         if batch.errors:
             raise self._judged(batch, len(jobs))
         known.update((name, automaton) for name, (automaton, _) in asked.items())
         return join_automata([known[name] for name in names])
 
-    # ------------------------------------------------------------------------------------ inside
+    def fill_cache(self, tags: Any, *, progress: bool | None = None) -> None:
+        """Has Sprint export the automata of many segments, to be kept in the cache.
 
-    def _run(
-        self,
-        crew: Crew,
-        batch: Batch,
-        jobs: list[Job],
-        cancelled: threading.Event | None = None,
-        limit: str = "",
-    ) -> None:
-        batch.expect(jobs)
-        try:
-            if not crew.submit(jobs):
-                batch.expect([])
-                raise SprintClosedError("the pool was closed; init() opens it again")
-            patience = 1.0 if cancelled is None else 0.1
-            while not batch.wait(min(patience, max(0.01, batch.deadline - time.monotonic()))):
-                crew.check()
-                if time.monotonic() >= batch.deadline and not batch.given_up:
-                    crew.expire(batch, limit)
-                if cancelled is not None and cancelled.is_set():
-                    raise SprintClosedError("the call was cancelled")
-        except BaseException:
-            # Nobody may read the caller's arrays after we return: under jax they may be gone.
-            crew.abandon(batch)
-            raise
+        For example of a whole corpus before the first epoch, with `automata_cache` in the options.
+        Those that are known already cost nothing; an interruption loses none that were fetched.
+
+        Args:
+            tags: full segment names, in any form that `decode_tags` takes.
+            progress: as in `start`.
+
+        Raises:
+            ValueError: as `get_automata_for_batch`, or the options turn the cache off.
+            SprintRequestError: Sprint has no automaton for some segments; all others were fetched.
+            SprintError: as `get_automata_for_batch`.
+        """
+        if not self._cache.enabled:
+            raise ValueError(
+                "automata_cache_bytes = 0 in the options turns the cache off; leave it out"
+            )
+        names = list(dict.fromkeys(decode_tags(tags)))
+        fill_cache(self.get_automata_for_batch, names, 16 * self.options.num_instances, progress)
+
+    # ------------------------------------------------------------------------------------ inside
 
     def _judged(self, batch: Batch, count: int) -> BaseException:
         """The error to raise for a batch, kept as `last_error`."""
@@ -316,6 +344,10 @@ class SprintInstancePool:
                 f"{os.getpid()}, made by os.fork; make a pool of its own here, or start processes "
                 "with multiprocessing's spawn or forkserver"
             )
+
+
+def _do_nothing(instance: Any) -> None:
+    """Asks nothing: the child has been started by then."""
 
 
 def _loss_request(

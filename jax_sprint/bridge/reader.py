@@ -111,7 +111,7 @@ class ReaderThread(threading.Thread):
 
     def run(self) -> None:
         try:
-            while (job := self._queue.get()) is not None:
+            while (job := self._queue.get(self._number)) is not None:
                 with self._lock:
                     self._job = job
                 error = self._serve(job)
@@ -204,11 +204,12 @@ class ReaderThread(threading.Thread):
             error = error.reason
             # The others of this batch would run into the same, each after a time-out of its own,
             # and nobody else is there to serve them.
-            for other in self._queue.withdraw(job.batch):
+            for other in self._queue.withdraw(job.batch) if job.movable else ():
                 self._stats.add(failures=1)
                 other.done(error)
         # Once per request: with many short ones even this counts.
-        self._stats.add(**{"requests" if error is None else "failures": 1}, **self._account)
+        if job.movable:
+            self._stats.add(**{"requests" if error is None else "failures": 1}, **self._account)
         job.done(error)
 
     def _pause(self) -> None:

@@ -25,7 +25,17 @@ class Job:
         ask: does the whole request and stores its result.
     """
 
-    __slots__ = ("ask", "batch", "being_asked", "cost", "created", "index", "segment", "settled")
+    __slots__ = (
+        "ask",
+        "batch",
+        "being_asked",
+        "cost",
+        "created",
+        "index",
+        "movable",
+        "segment",
+        "settled",
+    )
 
     def __init__(
         self,
@@ -41,6 +51,8 @@ class Job:
         self.cost = cost
         self.ask = ask
         self.created = time.monotonic()
+        # Whether any thread may do it.
+        self.movable = True
         # Both under the batch's lock.
         self.being_asked = False
         self.settled = False
@@ -111,6 +123,11 @@ class Batch:
         if not self._open:
             self._finished.set()
 
+    @property
+    def open(self) -> int:
+        """How many jobs are not settled yet."""
+        return self._open
+
     def wait(self, timeout: float) -> bool:
         """Whether all jobs are settled, at most `timeout` seconds from now."""
         return self._finished.wait(timeout)
@@ -125,6 +142,8 @@ class WorkQueue:
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, Job]] = []
+        # Jobs for one certain thread, by its number.
+        self._own: dict[int, list[Job]] = {}
         self._numbers = itertools.count()
         self._changed = threading.Condition()
         self._closed = False
@@ -142,22 +161,35 @@ class WorkQueue:
             self._changed.notify(len(jobs))
             return True
 
+    def put_for_each(self, jobs: Sequence[Job]) -> bool:
+        """Adds one job for each of the threads 0, 1, ...; False if the queue is closed."""
+        with self._changed:
+            if self._closed:
+                return False
+            for number, job in enumerate(jobs):
+                job.movable = False
+                self._own.setdefault(number, []).append(job)
+            self._changed.notify_all()
+            return True
+
     def put_back(self, job: Job) -> bool:
         """Returns a job that was not done; False if nobody would do it or wants it any more."""
         with self._changed:
-            if self._closed or job.batch.given_up or not self.serving:
+            if self._closed or job.batch.given_up or not self.serving or not job.movable:
                 return False
             heapq.heappush(self._heap, (-job.cost, next(self._numbers), job))
             self._changed.notify()
             return True
 
-    def get(self) -> Job | None:
-        """Waits for a job; None once the queue is closed."""
+    def get(self, number: int = -1) -> Job | None:
+        """Waits for a job for the thread of that number; None once the queue is closed."""
         with self._changed:
             self._idle += 1
             try:
-                while not self._heap and not self._closed:
+                while not self._heap and not self._own.get(number) and not self._closed:
                     self._changed.wait()
+                if self._own.get(number):
+                    return self._own[number].pop()
                 return heapq.heappop(self._heap)[2] if not self._closed else None
             finally:
                 self._idle -= 1
@@ -172,6 +204,9 @@ class WorkQueue:
         with self._changed:
             batch.given_up = batch.given_up or give_up
             gone = [entry[2] for entry in self._heap if entry[2].batch is batch]
+            for number, jobs in self._own.items():
+                gone += [job for job in jobs if job.batch is batch]
+                self._own[number] = [job for job in jobs if job.batch is not batch]
             if gone:
                 self._heap = [entry for entry in self._heap if entry[2].batch is not batch]
                 heapq.heapify(self._heap)
@@ -181,7 +216,8 @@ class WorkQueue:
         """Sends all threads home; returns the jobs that nobody will do."""
         with self._changed:
             self._closed = True
-            gone = [entry[2] for entry in self._heap]
+            gone = [*(entry[2] for entry in self._heap), *itertools.chain(*self._own.values())]
             self._heap.clear()
+            self._own.clear()
             self._changed.notify_all()
             return gone
