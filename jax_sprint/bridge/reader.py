@@ -57,6 +57,14 @@ class _PoolInstance(SprintSubprocessInstance):
         """Sets until when requests may last, of the monotonic clock."""
         self._latest = latest
 
+    def bury(self) -> None:
+        """Lets go of a child that has ended by itself since its last answer."""
+        child = self._child
+        if child is not None and child.wait(0):
+            self.exit_handler()
+            reason = "a Sprint ended while it had nothing to do; another one takes its place"
+            logger.warning("%s", child.error(SprintCrashError, reason, None))
+
     def init(self) -> None:
         self.born = None
         born = None if self._inspect is None else self._inspect()
@@ -241,6 +249,7 @@ class ReaderThread(threading.Thread):
         instance = self._instance
         if instance is None:
             instance = self._instance = _PoolInstance(self._options, self._inspect)
+        instance.bury()
         if not instance.is_alive:
             before = time.monotonic()
             try:
