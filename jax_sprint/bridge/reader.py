@@ -196,7 +196,12 @@ class ReaderThread(threading.Thread):
                 self._closing.wait(min(0.1 * 2**attempt, 5.0))
         if attempt and isinstance(error, SprintError):
             error = error.extended(f"(tried {attempt + 1} times)")
-        elif started and isinstance(error, _PASSING) and not self._options.max_retries:
+        elif (
+            started
+            and isinstance(error, _PASSING)
+            and not self._options.max_retries
+            and time.monotonic() < job.batch.deadline
+        ):
             error = error.extended(
                 "(not asked again: max_retries = 0; 1 would have asked a fresh Sprint)"
             )
