@@ -1,223 +1,206 @@
 """Measures the kernels: loss and gradient with respect to logits, beside peers, in paired runs.
 
-    python benchmarks/kernel.py [--only ctc,hmm] [--rounds 21] [--torch-python PATH] [--out DIR]
+    python benchmarks/kernel.py [--only ctc,hmm] [--parts times,memory,scaling] [--rounds 21]
+        [--torch-python PATH] [--k2-python PATH] [--returnn-path FOLDER] [--out DIR]
 
-Each round runs every contender once, in turn; the table holds medians and the ratios of medians.
-optax is needed; PyTorch is run by another interpreter if one is named.  The floor is log_softmax
-and exp over the same array.  Writes kernel.md and kernel.png.
+Needs `jax-sprint[test]` (optax, matplotlib).  Every round runs each contender once, in turn, and
+every other round in the opposite order; ratios are of medians.  The peers are optional, each in the
+interpreter named: PyTorch, k2 (1.23.2 with torch 1.12.1, Python 3.9), and RETURNN's source with a
+C++ compiler.  The table says which were absent.
+
+Writes `<date>-kernel-<platform>.md` with pictures, and the figures in a `.json` file; `--resume`
+takes up such a file and measures only what is named.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import gc
 import json
 import os
 import platform
-import subprocess
+import shlex
 import sys
-import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import kernel_workloads
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-TORCH = """
-import json, sys, time
-import numpy as np, torch
-torch.set_num_threads(2)
-data = np.load(sys.argv[1])
-logits = torch.tensor(data["logits"], requires_grad=True)
-labels, lengths = torch.tensor(data["labels"]), torch.tensor(data["lengths"])
-sizes = torch.full((labels.shape[0],), labels.shape[1])
-def once():
-    logits.grad = None
-    start = time.perf_counter()
-    loss = torch.nn.functional.ctc_loss(logits.log_softmax(2), labels, lengths, sizes,
-                                        reduction="sum")
-    loss.backward()
-    return 1e3 * (time.perf_counter() - start), float(loss.detach())
-once()
-print(json.dumps({"version": torch.__version__}), flush=True)
-for line in sys.stdin:
-    print(json.dumps(once()), flush=True)
-"""
+import kernel_memory
+import kernel_report
+import kernel_scaling
+import kernel_workloads
+from kernel_contenders import Contender, contenders, packing
+from kernel_peers import PeerFailed
+
+_PAUSE = 0.02  # seconds: other runtimes' threads spin for a while after their work
 
 
-class Torch:
-    """PyTorch's CTC in an interpreter of its own, one call per line."""
-
-    def __init__(self, python: str, work: kernel_workloads.Workload) -> None:
-        self._file = tempfile.NamedTemporaryFile(suffix=".npz")  # noqa: SIM115
-        np.savez(self._file, logits=work.logits, labels=work.labels, lengths=work.lengths)
-        self._file.flush()
-        self._child = subprocess.Popen(
-            [python, "-c", TORCH, self._file.name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.version = json.loads(self._child.stdout.readline())["version"]
-
-    def __call__(self) -> tuple[float, float]:
-        self._child.stdin.write("\n")
-        self._child.stdin.flush()
-        milliseconds, loss = json.loads(self._child.stdout.readline())
-        return milliseconds, loss
-
-    def close(self) -> None:
-        self._child.stdin.close()
-        self._child.wait(timeout=30)
-        self._file.close()
-
-
-def compiled(
-    function: Callable, *arguments: Any
-) -> tuple[Callable[[], tuple[float, float]], float]:
-    """A contender that returns (milliseconds, sum of losses), and its compile time in seconds."""
-    import jax
-
-    start = time.perf_counter()
-    run = jax.jit(function).lower(*arguments).compile()
-    seconds = time.perf_counter() - start
-    arguments = jax.block_until_ready(jax.device_put(arguments))
-
-    def once() -> tuple[float, float]:
-        begin = time.perf_counter()
-        value, _ = jax.block_until_ready(run(*arguments))
-        return 1e3 * (time.perf_counter() - begin), float(np.sum(value))
-
-    once()
-    return once, seconds
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = ",".join(kernel_workloads.WORKLOADS)
+    parser.add_argument("--only", default=names, help="workloads (default: %(default)s)")
+    parser.add_argument("--parts", default="times,memory,scaling", help="(default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=21, help="(default: %(default)s)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=60.0,
+        help="whoever has used this much on a workload takes no further turn, after two",
+    )
+    parser.add_argument("--torch-python", help="interpreter that has PyTorch")
+    parser.add_argument("--k2-python", help="interpreter that has k2")
+    parser.add_argument("--returnn-path", type=Path, help="folder that holds the package returnn")
+    parser.add_argument("--returnn-python", default=sys.executable, help="(default: this one)")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    parser.add_argument(
+        "--peer-memory",
+        type=float,
+        default=round(0.7 * memory, 1),
+        help="gibibytes of address space of a peer (default: %(default)s, 70 %% of the memory)",
+    )
+    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "results")
+    parser.add_argument("--resume", type=Path, help="figures of an earlier run to add to")
+    options = parser.parse_args()
+    options.only = [name for name in options.only.split(",") if name]
+    options.parts = [name for name in options.parts.split(",") if name]
+    unknown = set(options.only) - set(kernel_workloads.WORKLOADS)
+    unknown |= set(options.parts) - {"times", "memory", "scaling"}
+    if unknown:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; workloads are {names}")
+    return options
 
 
-def contenders(name: str, torch_python: str | None) -> tuple[dict[str, Callable], dict[str, float]]:
-    import jax
-    import jax.numpy as jnp
-    import optax
+def take_turns(
+    found: dict[str, Contender], absent: dict[str, str], rounds: int, seconds: float
+) -> dict[str, list[float]]:
+    """Milliseconds of each; who fails moves to `absent`."""
+    times: dict[str, list[float]] = {label: [] for label in found}
+    for turn in range(rounds):
+        for label in list(found)[:: -1 if turn % 2 else 1]:
+            if turn >= 2 and sum(times[label]) > 1e3 * seconds:
+                continue
+            time.sleep(_PAUSE)
+            try:
+                times[label].append(found[label].call())
+            except PeerFailed as error:
+                absent[label] = str(error)
+                found.pop(label).close()
+                del times[label]
+    return times
 
-    from jax_sprint import Automata, ctc_loss, full_sum_loss
 
-    make = {
-        "ctc": kernel_workloads.ctc,
-        "hmm": kernel_workloads.hmm,
-        "peaked": lambda: kernel_workloads.hmm(scale=20.0),
-        "long3000": lambda: kernel_workloads.long(3000, 4),
-        "long20000": lambda: kernel_workloads.long(20000, 1),
-        "ragged": kernel_workloads.ragged,
+def measure_times(name: str, options: argparse.Namespace, versions: dict[str, str]) -> dict:
+    work = kernel_workloads.WORKLOADS[name]()
+    packs = packing(work, min(options.rounds, 15))
+    found, absent = contenders(name, work, options, versions)
+    try:
+        times = take_turns(found, absent, options.rounds, options.seconds)
+    finally:
+        for contender in found.values():
+            contender.close()
+    entries = {
+        label: {
+            "ms": times[label],
+            "loss": contender.loss,
+            "gradient": contender.gradient,
+            "compile_s": contender.compile_s,
+            "temp_bytes": contender.temp_bytes,
+        }
+        for label, contender in found.items()
     }
-    work = make[name]()
-    begin = time.perf_counter()
-    automata = Automata.from_edges(*work[2:5], num_labels=work.logits.shape[2])
-    runs: dict[str, Callable] = {}
-    extra = {"pack ms": 1e3 * (time.perf_counter() - begin)}
+    return {"contenders": entries, "absent": absent, "pack_ms": packs}
 
-    def ours(logits: Any, automata: Any) -> Any:
-        def total(logits: Any) -> Any:
-            log_posteriors = jax.nn.log_softmax(logits)
-            return full_sum_loss(log_posteriors, work.lengths, automata).sum()
 
-        return jax.value_and_grad(total)(logits)
+def measure_memory(only: list[str]) -> list[dict]:
+    cases: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in only]
+    rows = []
+    for name, more in cases:
+        rows.append(kernel_memory.measure(name, **more))
+        row = rows[-1]
+        print(f"memory {name:16} {row['measured'] / 1e6:9.1f} MB", flush=True)
+    return rows
 
-    def floor(logits: Any) -> Any:
-        log_posteriors = jax.nn.log_softmax(logits)
-        return log_posteriors[0, 0, 0], (log_posteriors, jnp.exp(log_posteriors))
 
-    runs["full_sum_loss"], extra["compile s"] = compiled(ours, work.logits, automata)
-    runs["floor"], _ = compiled(floor, work.logits)
-    if work.labels is not None:
-        frames = np.arange(work.logits.shape[0])
-        rest = (
-            (frames >= work.lengths[:, None]).astype(np.float32),
-            work.labels,
-            np.zeros(work.labels.shape, np.float32),
-        )
-        major = np.ascontiguousarray(np.swapaxes(work.logits, 0, 1))
-        for label, function in (("ctc_loss", ctc_loss), ("optax", optax.ctc_loss)):
-            runs[label], _ = compiled(
-                lambda x, function=function: jax.value_and_grad(lambda x: function(x, *rest).sum())(
-                    x
-                ),
-                major,
-            )
-        if torch_python:
-            runs["torch"] = Torch(torch_python, work)
-    return runs, extra
+def processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.machine()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="ctc,hmm,peaked,ragged,long3000,long20000")
-    parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--torch-python", help="interpreter that has PyTorch")
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "results")
-    options = parser.parse_args()
+    options = arguments()
     import jax
     import jaxlib
     import optax
 
+    figures: dict[str, Any] = {"times": {}, "memory": [], "scaling": {}}
+    if options.resume:
+        figures |= json.loads(options.resume.read_text())
     versions = {"jax": jax.__version__, "jaxlib": jaxlib.__version__, "optax": optax.__version__}
-    rows = []
-    for name in options.only.split(","):
-        runs, extra = contenders(name, options.torch_python)
-        times: dict[str, list[float]] = {label: [] for label in runs}
-        losses = {}
-        for _ in range(options.rounds):
-            for label, run in runs.items():
-                milliseconds, losses[label] = run()
-                times[label].append(milliseconds)
-        for run in runs.values():
-            if isinstance(run, Torch):
-                versions["torch"] = run.version
-                run.close()
-        ours = float(np.median(times["full_sum_loss"]))
-        for label, values in times.items():
-            median = float(np.median(values))
-            rows.append((name, label, median, min(values), median / ours, extra, losses[label]))
-            print(f"{name:10} {label:14} {median:9.2f} ms  min {min(values):9.2f}", flush=True)
-    options.out.mkdir(parents=True, exist_ok=True)
-    report(options.out, rows, versions)
-
-
-def report(out: Path, rows: list[tuple], versions: dict[str, str]) -> None:
-    processor = platform.processor() or platform.machine()
     load = os.getloadavg()[0]
-    lines = [
-        "# Kernels: loss and gradient with respect to logits",
-        "",
-        f"{datetime.date.today()}, {os.cpu_count()} x {processor}, load {load:.1f} at the end, "
-        f"Python {platform.python_version()}, "
-        + ", ".join(f"{name} {version}" for name, version in versions.items()),
-        "",
-        "| work | what | median ms | min ms | of full_sum_loss | sum of losses | note |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, label, median, least, ratio, extra, loss in rows:
-        note = ", ".join(f"{k} {v:.2f}" for k, v in extra.items()) if "sum" in label else ""
-        shown = "" if label == "floor" else f"{loss:.3f}"
-        lines.append(
-            f"| {name} | {label} | {median:.2f} | {least:.2f} | {ratio:.2f} | {shown} | {note} |"
-        )
-    (out / "kernel.md").write_text("\n".join(lines) + "\n")
-    import matplotlib
+    jax.jit(lambda x: x + 1)(0.0)  # the compiler's own start does not count as a shape's
+    options.out.mkdir(parents=True, exist_ok=True)
+    figures |= {
+        "date": str(datetime.date.today()),
+        "platform": jax.default_backend(),
+        "processor": processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "command": _command(options),
+        "versions": figures.get("versions", {}) | versions,
+    }
+    path = options.out / f"{figures['date']}-kernel-{figures['platform']}.json"
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    def keep() -> None:
+        figures["load"] = [load, os.getloadavg()[0]]
+        path.write_text(json.dumps(figures, indent=1) + "\n")
 
-    figure, axes = pyplot.subplots(figsize=(8, 0.35 * len(rows) + 1.2), layout="constrained")
-    names = [f"{row[0]}: {row[1]}" for row in rows]
-    colours = ["C0" if row[1] in ("full_sum_loss", "ctc_loss") else "0.6" for row in rows]
-    axes.barh(names, [row[2] for row in rows], color=colours)
-    axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.set_xlabel("milliseconds (median), loss and gradient")
-    axes.set_title(f"Kernels, {datetime.date.today()}")
-    figure.savefig(out / "kernel.png", dpi=120)
+    if "times" in options.parts:
+        for name in options.only:
+            figures["times"][name] = measure_times(name, options, figures["versions"])
+            for label, entry in figures["times"][name]["contenders"].items():
+                middle = sorted(entry["ms"])[len(entry["ms"]) // 2]
+                print(f"{name:16} {label:14} {middle:10.2f} ms", flush=True)
+            for label, why in figures["times"][name]["absent"].items():
+                print(f"{name:16} {label:14} {why}", flush=True)
+            keep()
+            gc.collect()
+            jax.clear_caches()
+    if "memory" in options.parts:
+        others = [row for row in figures["memory"] if row["work"] not in options.only]
+        figures["memory"] = others + measure_memory(options.only)
+        keep()
+    if "scaling" in options.parts:
+        scaling: dict[str, list] = {}
+        for name, size, times in kernel_scaling.measure(options.rounds):
+            scaling.setdefault(name, []).append((size, times))
+            print(f"{name:24} {size:6} {sorted(times)[len(times) // 2]:9.2f} ms", flush=True)
+        figures["scaling"] = scaling
+    keep()
+    kernel_report.write(figures, options.out)
+
+
+def _command(options: argparse.Namespace) -> str:
+    """The command without what belongs to this machine."""
+    words = ["python", "benchmarks/kernel.py"]
+    given = sys.argv[1:]
+    hidden = ("--torch-python", "--k2-python", "--returnn-path", "--returnn-python", "--resume")
+    hidden += ("--out",)
+    for i, word in enumerate(given):
+        if word.startswith(hidden):
+            words += [] if word.startswith(("--out", "--resume")) else [word.split("=")[0], "..."]
+        elif i == 0 or given[i - 1] not in hidden:
+            words.append(word)
+    return shlex.join(words).replace("'...'", "...")
 
 
 if __name__ == "__main__":
