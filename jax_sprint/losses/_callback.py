@@ -106,9 +106,10 @@ def sprint_loss(
         Inside `jax.shard_map` nothing is raised for Sprint's failures, because the other devices
         would wait for this one in the next collective until XLA ends the process: a failing call
         gives NaN for its shard, not valid, with gradient zero.  Call the pool's `check()` on the
-        host after the step: it raises what happened.  For the same reason a call has an end there:
-        `batch_timeout` of the pool's options, 25 s if that is None; call the pool's `start()`
-        before the first step, so that starting Sprint does not count.
+        host when the step's results are there (JAX runs ahead: `jax.block_until_ready`): it raises
+        what happened.  For the same reason a call has an end there: `batch_timeout` of the pool's
+        options, 25 s if that is None; call the pool's `start()` before the first step, so that
+        starting Sprint does not count.  `docs/devices.md` names XLA's own time-outs.
 
     Raises:
         ValueError: an argument has the wrong rank, dtype or batch size, `tags` is a Python list
