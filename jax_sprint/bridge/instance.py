@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import math
 import os
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -32,12 +33,22 @@ from jax_sprint.sprint_side.jax_sprint_control.wire import (
 __all__ = ["SprintSubprocessInstance"]
 
 
+class _Pending(NamedTuple):
+    """A request whose answer was not read yet; `shape` is None if it was for an automaton."""
+
+    segment: str
+    shape: tuple[int, int] | None
+    latest: float
+
+
 class SprintSubprocessInstance:
     """One Sprint process and the conversation with it.
 
-    Requests go one at a time: send, optionally ask whether an answer is there, read.  Whatever goes
-    wrong apart from an answer "I cannot" ends the process, because nobody could tell any more which
-    answer belongs to which request; `init` starts a new one.
+    Send, optionally ask whether an answer is there, read.  With a control module that permits it,
+    further requests may be sent before the first answer is read, while there `has_room`; answers
+    come in the order of the requests.  Whatever goes wrong apart from an answer "I cannot" ends the
+    process, because nobody could tell any more which answer belongs to which request; `init` starts
+    a new one.  Requests under way are lost then.
 
     Not for several threads at once; `SprintInstancePool` is.
 
@@ -59,8 +70,7 @@ class SprintSubprocessInstance:
         self.options = SprintOptions.coerce(options)
         self._child: ChildProcess | None = None
         self._finalizer: weakref.finalize | None = None
-        self._segment: str | None = None
-        self._shape: tuple[int, int] | None = None
+        self._pending: collections.deque[_Pending] = collections.deque()
         self._deadline = 0.0
         # Of the monotonic clock: no request lasts longer, whatever `request_timeout` says.
         self._latest = math.inf
@@ -87,7 +97,7 @@ class SprintSubprocessInstance:
     def exit_handler(self) -> None:
         """Ends the child: politely, after `exit_timeout` by force.  Harmless when repeated."""
         child, self._child = self._child, None
-        self._segment = self._shape = None
+        self._pending.clear()
         if child is not None:
             child.stop()
             self._forget()
@@ -122,7 +132,19 @@ class SprintSubprocessInstance:
     @property
     def is_calculating(self) -> bool:
         """Whether a request was sent whose answer was not read yet."""
-        return self._segment is not None
+        return bool(self._pending)
+
+    def has_room(self, seg_name: str, data_bytes: int = 0) -> bool:
+        """Whether a request may be sent although others are under way.
+
+        Args:
+            seg_name: the full segment name.
+            data_bytes: of its posteriors as float32; 0 for an automaton.
+        """
+        child = self._child
+        return child is not None and (
+            not self._pending or child.protocol.has_room(seg_name, data_bytes)
+        )
 
     @property
     def traffic(self) -> tuple[int, int]:
@@ -137,38 +159,43 @@ class SprintSubprocessInstance:
     # ---------------------------------------------------------------------------------- requests
 
     def get_loss_and_error_signal__send(
-        self, seg_name: str, seg_len: int, log_posteriors: np.ndarray
-    ) -> None:
+        self, seg_name: str, seg_len: int, log_posteriors: np.ndarray, *, refuse_nan: bool = False
+    ) -> bool:
         """Sends one segment's posteriors.
 
         Args:
             seg_name: the full segment name, ``corpus/recording/segment``.
             seg_len: T, the number of frames, at least 1.
             log_posteriors: [T, L] floating point (sent as float32), natural-log probabilities.
+            refuse_nan: do not send them if there is NaN among them.
+
+        Returns:
+            Whether they were sent.
 
         Raises:
             ValueError: an argument is not as described; nothing was sent.
             SprintError: see the class; a `SprintClosedError` if the child is gone already.
         """
-        replies.check_request(seg_name, seg_len, log_posteriors)
-        posteriors = np.asarray(log_posteriors)
+        posteriors = replies.check_request(seg_name, seg_len, log_posteriors)
+        rows, columns = posteriors.shape
 
-        def ask(child: ChildProcess) -> None:
+        def ask(child: ChildProcess, timeout: float) -> bool:
+            if posteriors.dtype == np.float32:
+                return child.protocol.ask_loss(seg_name, posteriors, timeout, refuse_nan)
             with np.errstate(over="ignore"):
-                child.protocol.ask_loss(str(seg_name), posteriors, self._left())
+                return child.protocol.ask_loss(seg_name, posteriors, timeout, refuse_nan)
 
-        self._send(seg_name, ask)
-        self._shape = posteriors.shape
+        return self._send(seg_name, ask, 4 * rows * columns, (rows, columns))
 
     def get_loss_and_error_signal__have_data(self) -> bool:
         """Whether reading would find something at once: an answer, or the end of the child."""
-        child = self._pending()
+        child, _ = self._first()
         return child.channel.poll(0)
 
     def get_loss_and_error_signal__read(
         self, out: np.ndarray | None = None
     ) -> tuple[str, float, np.ndarray]:
-        """Waits for the answer to the request that was sent.
+        """Waits for the answer to the first request that was not answered yet.
 
         Args:
             out: [T, L] float32, where to put the error signal; None makes a new array.
@@ -183,10 +210,9 @@ class SprintSubprocessInstance:
             SprintCrashError: the child died.
             SprintProtocolError: the answer is not what it should be.
         """
-        self._pending()
-        segment, shape = self._segment, self._shape
-        assert segment is not None
-        assert shape is not None
+        _, (segment, shape, _) = self._first()
+        if shape is None:
+            raise SprintError(f"for {segment!r} the automaton was asked for", segment=segment)
         # Twice the data: also a float64 error signal is accepted.
         result = self._read(replies.SLACK_BYTES + 8 * shape[0] * shape[1])
         try:
@@ -210,21 +236,41 @@ class SprintSubprocessInstance:
         Raises:
             SprintError: as `get_loss_and_error_signal__read`.
         """
+        self.export_allophone_state_fsa_by_segment_name__send(segment_name)
+        return self.export_allophone_state_fsa_by_segment_name__read()
+
+    def export_allophone_state_fsa_by_segment_name__send(self, segment_name: str) -> None:
+        """The first half of `export_allophone_state_fsa_by_segment_name`."""
         replies.check_name(segment_name)
 
-        def ask(child: ChildProcess) -> None:
-            child.protocol.ask_automaton(str(segment_name), self._left())
+        def ask(child: ChildProcess, timeout: float) -> bool:
+            child.protocol.ask_automaton(segment_name, timeout)
+            return True
 
         self._send(segment_name, ask)
+
+    def export_allophone_state_fsa_by_segment_name__read(
+        self,
+    ) -> tuple[int, int, np.ndarray, np.ndarray]:
+        """Its second half."""
+        _, (segment, shape, _) = self._first()
+        if shape is not None:
+            raise SprintError(f"for {segment!r} the loss was asked for", segment=segment)
         result = self._read(None)
         try:
             return replies.parse_automaton(result)
         except FormatError as error:
-            self._fail(SprintProtocolError, str(error), str(segment_name))
+            self._fail(SprintProtocolError, str(error), segment)
 
     # ------------------------------------------------------------------------------------ inside
 
-    def _send(self, segment: str, ask: Callable[[ChildProcess], None]) -> None:
+    def _send(
+        self,
+        segment: str,
+        ask: Callable[[ChildProcess, float], bool],
+        data_bytes: int = 0,
+        shape: tuple[int, int] | None = None,
+    ) -> bool:
         self._check_process()
         child = self._child
         if child is None:
@@ -233,24 +279,29 @@ class SprintSubprocessInstance:
                 "a new one",
                 segment=segment,
             )
-        if self._segment is not None:
+        now = time.monotonic()
+        deadline = min(now + self.options.request_timeout, self._latest)
+        if not self._pending:
+            self._deadline = deadline
+        elif not child.protocol.has_room(segment, data_bytes):
             raise SprintError(
-                f"the answer for {self._segment!r} was not read yet; read it before the next "
-                "request",
+                f"the answer for {self._pending[0].segment!r} was not read yet; read it before "
+                "the next request",
                 segment=segment,
             )
-        self._deadline = min(time.monotonic() + self.options.request_timeout, self._latest)
         try:
-            if child.channel.poll(0):
+            if not self._pending and child.channel.poll(0):
                 self._unexpected(child, segment)
-            ask(child)
+            if not ask(child, max(0.0, deadline - now)):
+                return False
         except (PeerClosedError, WireTimeoutError) as error:
             self._broken(error, segment)
         except BaseException:
             # Also a KeyboardInterrupt: half a message may be on its way.
             self._drop(child)
             raise
-        self._segment = segment
+        self._pending.append(_Pending(segment, shape, self._latest))
+        return True
 
     def _unexpected(self, child: ChildProcess, segment: str) -> NoReturn:
         """Something can be read though nothing was asked: the end, or an answer to nothing."""
@@ -263,9 +314,7 @@ class SprintSubprocessInstance:
         self._fail(SprintProtocolError, "Sprint sent an answer that nobody asked for", segment)
 
     def _read(self, max_bytes: int | None) -> tuple:
-        child = self._pending()
-        segment = self._segment
-        assert segment is not None
+        child, (segment, _, _) = self._first()
         try:
             answer = child.protocol.answer(self._left(), max_bytes)
         except (PeerClosedError, WireTimeoutError) as error:
@@ -277,7 +326,12 @@ class SprintSubprocessInstance:
         except BaseException:
             self._drop(child)
             raise
-        self._segment = None
+        self._pending.popleft()
+        if self._pending:
+            # Sprint begins with the next one only now.
+            self._deadline = min(
+                time.monotonic() + self.options.request_timeout, self._pending[0].latest
+            )
         status, values = replies.split(answer)
         if status == "ok":
             return values
@@ -326,7 +380,7 @@ class SprintSubprocessInstance:
     def _drop(self, child: ChildProcess) -> None:
         child.finish()
         self._child = None
-        self._segment = self._shape = None
+        self._pending.clear()
         self._forget()
 
     def _forget(self) -> None:
@@ -334,16 +388,17 @@ class SprintSubprocessInstance:
         if finalizer is not None:
             finalizer.detach()
 
-    def _pending(self) -> ChildProcess:
+    def _first(self) -> tuple[ChildProcess, _Pending]:
         self._check_process()
         if self._child is None:
             raise SprintClosedError("this Sprint has no child process; init() starts a new one")
-        if self._segment is None:
+        if not self._pending:
             raise SprintError("no request was sent whose answer could be read; send one first")
-        return self._child
+        return self._child, self._pending[0]
 
     def _limit(self) -> str:
-        if self._deadline == self._latest:
+        latest = self._pending[0].latest if self._pending else self._latest
+        if self._deadline == latest:
             return "what was left of its batch's time"
         return f"request_timeout = {self.options.request_timeout} s"
 

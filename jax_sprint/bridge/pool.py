@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
 
 from jax_sprint.bridge.automata_cache import AutomataCache
-from jax_sprint.bridge.batches import Automaton, check_batch, join_automata
+from jax_sprint.bridge.batches import check_batch, join_automata
 from jax_sprint.bridge.crew import Crew
-from jax_sprint.bridge.fingerprint import Fingerprint
 from jax_sprint.bridge.options import OptionsLike, SprintOptions
 from jax_sprint.bridge.progress import ProgressBar
-from jax_sprint.bridge.replies import holds_nan
+from jax_sprint.bridge.requests import (
+    AutomataFetch,
+    AutomatonRequest,
+    LossRequest,
+    StartRequest,
+)
 from jax_sprint.bridge.stats import Statistics
 from jax_sprint.bridge.tags import decode_tags
 from jax_sprint.bridge.warm_up import fill_cache
@@ -108,7 +110,7 @@ class SprintInstancePool:
         crew = self._open_crew()
         count = self.options.num_instances
         batch = Batch()
-        jobs = [Job(batch, number, "", 0, _do_nothing) for number in range(count)]
+        jobs = [Job(batch, number, "", 0, StartRequest()) for number in range(count)]
         with ProgressBar(count, "starting Sprint", progress) as bar:
             crew.run(batch, jobs, one_each=True, watch=bar.update)
         for error in batch.errors.values():
@@ -221,8 +223,8 @@ class SprintInstancePool:
             if not length:
                 continue
             frames = log_posteriors[:length, b]
-            ask = _loss_request(names[b], frames, b, loss, error_signal[:length, b])
-            jobs.append(Job(batch, b, names[b], length, ask))
+            request = LossRequest(names[b], frames, b, loss, error_signal[:length, b])
+            jobs.append(Job(batch, b, names[b], length, request))
         crew.run(batch, jobs, limit=f"batch_timeout = {timeout} s")
         if batch.errors:
             error = self._judged(batch, len(jobs))
@@ -266,24 +268,18 @@ class SprintInstancePool:
         cache = self._cache
         now = cache.inspect()
         known = cache.lookup(now, names)
-        asked: dict[str, tuple[Automaton, Fingerprint | None]] = {}
-
-        def ask(instance: Any, name: str) -> None:
-            cache.renew(instance, now)
-            born = getattr(instance, "born", None)
-            asked[name] = instance.export_allophone_state_fsa_by_segment_name(name), born
-
+        fetch = AutomataFetch(cache, now)
         batch = Batch()
         jobs = [
-            Job(batch, b, name, 0, functools.partial(ask, name=name))
+            Job(batch, b, name, 0, AutomatonRequest(name, fetch))
             for b, name in enumerate(dict.fromkeys(names))
             if name not in known
         ]
         crew.run(batch, jobs, cancelled=cancelled)
-        cache.keep(asked)
+        cache.keep(fetch.answers)
         if batch.errors:
             raise self._judged(batch, len(jobs))
-        known.update((name, automaton) for name, (automaton, _) in asked.items())
+        known.update((name, automaton) for name, (automaton, _) in fetch.answers.items())
         return join_automata([known[name] for name in names])
 
     def fill_cache(self, tags: Any, *, progress: bool | None = None) -> None:
@@ -344,23 +340,6 @@ class SprintInstancePool:
                 f"{os.getpid()}, made by os.fork; make a pool of its own here, or start processes "
                 "with multiprocessing's spawn or forkserver"
             )
-
-
-def _do_nothing(instance: Any) -> None:
-    """Asks nothing: the child has been started by then."""
-
-
-def _loss_request(
-    name: str, frames: np.ndarray, index: int, loss: np.ndarray, error_signal: np.ndarray
-) -> Callable[[Any], None]:
-    def ask(instance: Any) -> None:
-        if holds_nan(frames):
-            loss[index] = np.nan
-            return
-        instance.get_loss_and_error_signal__send(name, len(frames), frames)
-        _, loss[index], _ = instance.get_loss_and_error_signal__read(error_signal)
-
-    return ask
 
 
 def _close(crew: Crew, cache: AutomataCache) -> None:

@@ -149,9 +149,9 @@ class ChildProcess:
         guardian.release(self.pid)
         self._popen.wait()
 
-    def change_protocol(self, with_memory: bool) -> None:
-        """Speaks version 2 from now on."""
-        self.protocol = VersionTwo(self.channel, self.memory if with_memory else None)
+    def change_protocol(self, with_memory: bool, under_way: int) -> None:
+        """Speaks version 2 from now on, with that many requests at the same time."""
+        self.protocol = VersionTwo(self.channel, self.memory if with_memory else None, under_way)
 
     # ---------------------------------------------------------------------------------- its end
 

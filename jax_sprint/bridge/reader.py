@@ -1,8 +1,15 @@
-"""The thread that belongs to one Sprint of a pool."""
+"""The thread that belongs to one Sprint of a pool.
+
+Requests overlap where that pays: while Sprint works on one, the next is written into the shared
+memory, so that neither waits for the other, and many short ones take few switches between threads
+and processes.  This never changes what comes out: Sprint answers in the order of the requests, each
+has its own deadline, which begins when Sprint can begin, and if Sprint dies, only the one that it
+was working on counts as failed; those behind it go back to the queue.
+"""
 
 from __future__ import annotations
 
-import itertools
+import collections
 import logging
 import threading
 import time
@@ -18,7 +25,6 @@ from jax_sprint.errors import (
     SprintCrashError,
     SprintError,
     SprintProtocolError,
-    SprintRequestError,
     SprintStartError,
     SprintTimeoutError,
 )
@@ -31,16 +37,16 @@ logger = logging.getLogger("jax_sprint")
 
 # How long a thread whose Sprint does not start leaves the work to the others, in seconds.
 _START_PAUSE = 5.0
+# While Sprint works, up to this many bytes may wait for it in the memory; one request always may.
+_AHEAD_BYTES = 1 << 20
+# More than one may wait for it only while all together take it less than this, in seconds.
+_AHEAD_SECONDS = 0.005
+# How long to wait for several short answers, in seconds; the shortest one means not at all.
+_SHORTEST_NAP, _LONGEST_NAP = 20e-6, 1e-3
+# How much earlier than the first one's the deadline of a later one may be, in seconds.
+_DEADLINE_SLACK = 0.1
 # What may be over with another process; a refusal by Sprint itself is not among it.
 _PASSING = (SprintCrashError, SprintProtocolError, SprintStartError, SprintTimeoutError)
-
-
-class _CannotStart(Exception):
-    """There is no Sprint in this thread to ask, for this `reason`."""
-
-    def __init__(self, reason: BaseException) -> None:
-        super().__init__(str(reason))
-        self.reason = reason
 
 
 class _PoolInstance(SprintSubprocessInstance):
@@ -106,11 +112,19 @@ class ReaderThread(threading.Thread):
         self._inspect = inspect
         self._instance: _PoolInstance | None = None
         self._lock = threading.Lock()
-        self._job: Job | None = None
+        # What this thread has taken on, in the order in which it is sent; under the lock.
+        self._jobs: collections.deque[Job] = collections.deque()
+        # How many of them, from the first on, the Sprint has been sent.
+        self._sent = 0
         self._closing = threading.Event()
         self._interrupted = False
         self._started_before = False
         self._account: dict[str, float] = {}
+        self._traffic = (0, 0)
+        # When the Sprint could begin with the first one; and how long it took lately, in seconds.
+        self._since = 0.0
+        self._pace = _AHEAD_SECONDS
+        self._nap = 0.0
 
     @property
     def instance(self) -> SprintSubprocessInstance | None:
@@ -119,23 +133,15 @@ class ReaderThread(threading.Thread):
 
     def run(self) -> None:
         try:
-            while (job := self._queue.get(self._number)) is not None:
-                with self._lock:
-                    self._job = job
-                error = self._serve(job)
-                back = isinstance(error, _CannotStart) and self._queue.put_back(job)
-                with self._lock:
-                    self._job = None
-                    interrupted, self._interrupted = self._interrupted, False
-                if interrupted and self._instance is not None:
-                    # It was killed, perhaps just after its answer: the next job must not find it.
-                    self._instance.exit_handler()
-                if not back:
-                    self._settle(job, error)
+            while True:
+                job = self._queue.get(self._number)
+                if job is None:
+                    return
+                self._take_on(job)
                 # Not kept while waiting for the next one: it holds the caller's arrays.
-                del job, error
-                if back:
-                    self._pause()
+                del job
+                while self._jobs:
+                    self._serve()
         finally:
             self._queue.serving.discard(self._number)
             instance, self._instance = self._instance, None
@@ -145,8 +151,9 @@ class ReaderThread(threading.Thread):
     def interrupt(self, batch: object = None) -> None:
         """Kills this thread's Sprint if it is busy (with that batch); from any thread."""
         with self._lock:
-            job, instance = self._job, self._instance
-            if job is not None and (batch is None or job.batch is batch) and instance is not None:
+            instance = self._instance
+            busy = any(batch is None or job.batch is batch for job in self._jobs)
+            if busy and instance is not None:
                 self._interrupted = True
                 instance.kill()
 
@@ -155,47 +162,162 @@ class ReaderThread(threading.Thread):
         self._closing.set()
         self.interrupt()
 
-    def _serve(self, job: Job) -> BaseException | None:
-        """Does one job, again if need be; returns what it failed with."""
-        self._account = {"queue_seconds": time.monotonic() - job.created}
-        error: BaseException
-        for attempt in itertools.count():
-            if attempt and self._interrupted:
-                break
-            started = False
-            try:
+    # ------------------------------------------------------------------------- one step at a time
+
+    def _serve(self) -> None:
+        """Sends what may be sent, and reads one answer."""
+        job = self._jobs[0]
+        started = bool(self._sent)
+        if not started and (self._closing.is_set() or job.batch.given_up):
+            gone = "the pool was closed, or nobody waits for this any more"
+            self._settle(job, SprintClosedError(gone, segment=job.segment))
+            return
+        try:
+            if not started:
                 instance = self._ready()
                 started = True
-                if not job.begin():
-                    return SprintClosedError("nobody waits for this any more", segment=job.segment)
-                self._ask(job, instance)
-                return None
-            except BaseException as failure:
-                # Also a SystemExit, for example of a callable in the options: it must not end
-                # this thread, or somebody waits in vain.
-                error = failure
-            if not isinstance(error, SprintRequestError):
-                self._queue.serving.discard(self._number)
-            if self._closing.is_set() and isinstance(error, SprintError):
-                return SprintClosedError(
+                self._send(job, instance)
+            else:
+                assert self._instance is not None
+                instance = self._instance
+            while self._sent and (ahead := self._next(instance)) is not None:
+                job = ahead
+                self._send(job, instance)
+            half = self._sent // 2
+            self._nap_before(half, instance)
+            while self._sent > half:
+                job = self._jobs[0]
+                self._read(job, instance)
+                if self._sent > half and not instance.get_loss_and_error_signal__have_data():
+                    break
+            self._nap *= 0.7 if self._sent <= half else 1.3
+        except BaseException as failure:
+            # Also a SystemExit, for example of a callable in the options: it must not end this
+            # thread, or somebody waits in vain.
+            self._failed(job, failure, started)
+        with self._lock:
+            interrupted, self._interrupted = self._interrupted, False
+        if interrupted and self._instance is not None and self._instance.is_alive:
+            # It was killed, perhaps just after its answer: the next job must not find it.
+            self._instance.exit_handler()
+            self._hand_back()
+
+    def _next(self, instance: _PoolInstance) -> Job | None:
+        """A job to be sent while the Sprint works on others, if there is a good one."""
+        first = self._jobs[0]
+        if first.attempts or self._closing.is_set():
+            # It may well fail again, and what is behind it would have to be sent again.
+            return None
+        count = len(self._jobs)
+        if count > 1 and count * self._pace > _AHEAD_SECONDS:
+            return None
+        cost = sum(job.cost + 1 for job in self._jobs)
+        data_bytes = sum(job.request.data_bytes for job in self._jobs)
+        latest = max(job.batch.deadline for job in self._jobs)
+
+        def fits(job: Job, backlog: int) -> bool:
+            # No other Sprint shall be without work at the end because of what waits for this one.
+            enough = (self._options.num_instances - 1) * 2 * (cost + job.cost + 1)
+            return (
+                backlog >= enough
+                and (count == 1 or data_bytes + job.request.data_bytes <= _AHEAD_BYTES)
+                # Only the first one is watched.
+                and job.batch.deadline >= latest - _DEADLINE_SLACK
+                and job.request.may_follow(instance)
+                and instance.has_room(job.segment, job.request.data_bytes)
+            )
+
+        job = self._queue.take(fits)
+        if job is not None:
+            self._take_on(job)
+        return job
+
+    def _nap_before(self, count: int, instance: _PoolInstance) -> None:
+        """Waits until about `count` answers may be there.
+
+        Being woken for each one takes both sides longer than reading it.
+        """
+        self._nap = min(max(self._nap, _SHORTEST_NAP), _LONGEST_NAP)
+        if count > 1 and self._nap > _SHORTEST_NAP:
+            time.sleep(self._nap)
+
+    def _take_on(self, job: Job) -> None:
+        self._add("queue_seconds", time.monotonic() - job.created)
+        with self._lock:
+            self._jobs.append(job)
+
+    def _send(self, job: Job, instance: _PoolInstance) -> None:
+        if self._closing.is_set():
+            raise SprintClosedError("the pool was closed", segment=job.segment)
+        if not job.begin():
+            error = SprintClosedError("nobody waits for this any more", segment=job.segment)
+            self._settle(job, error)
+            return
+        instance.limit(job.batch.deadline)
+        if not self._sent:
+            self._since = time.monotonic()
+        if job.request.send(instance):
+            self._sent += 1
+        else:
+            self._settle(job, None)
+
+    def _read(self, job: Job, instance: _PoolInstance) -> None:
+        job.request.read(instance)
+        self._sent -= 1
+        now = time.monotonic()
+        self._pace = (self._pace + now - self._since) / 2
+        self._add("child_seconds", now - self._since)
+        self._since = now
+        (sent, received), before = instance.traffic, self._traffic
+        self._traffic = sent, received
+        self._add("bytes_sent", max(0, sent - before[0]))
+        self._add("bytes_received", max(0, received - before[1]))
+        self._settle(job, None)
+
+    # ------------------------------------------------------------------------------- its outcome
+
+    def _failed(self, job: Job, error: BaseException, started: bool) -> None:
+        """Has a job asked again, or settles it; the others are not to blame."""
+        instance = self._instance
+        if self._sent and instance is not None and instance.is_alive:
+            # A refusal by Sprint, or of what was to be sent next.
+            if job is self._jobs[0]:
+                self._sent -= 1
+                self._add("child_seconds", time.monotonic() - self._since)
+                self._since = time.monotonic()
+        else:
+            self._hand_back(but=job)
+        if instance is None or not instance.is_alive:
+            self._queue.serving.discard(self._number)
+        if self._closing.is_set() and isinstance(error, SprintError):
+            self._settle(
+                job,
+                SprintClosedError(
                     "the pool was closed while this request was under way", segment=job.segment
-                )
-            if isinstance(error, SprintError) and error.segment is None:
-                error = error.extended(segment=job.segment)
-            if (
-                attempt >= self._options.max_retries
-                or not isinstance(error, _PASSING)
-                or self._interrupted
-                or time.monotonic() >= job.batch.deadline
-            ):
-                break
+                ),
+            )
+            return
+        if self._interrupted and not job.batch.given_up:
+            # It was meant for another one.
+            self._hand_back()
+            return
+        if isinstance(error, SprintError) and error.segment is None:
+            error = error.extended(segment=job.segment)
+        job.attempts += 1
+        if (
+            job.attempts <= self._options.max_retries
+            and isinstance(error, _PASSING)
+            and not self._interrupted
+            and time.monotonic() < job.batch.deadline
+        ):
             job.rest()
             logger.warning("asking again for %r: %s", job.segment, error)
             self._stats.add(retries=1)
             if not started:
-                self._closing.wait(min(0.1 * 2**attempt, 5.0))
-        if attempt and isinstance(error, SprintError):
-            error = error.extended(f"(tried {attempt + 1} times)")
+                self._closing.wait(min(0.1 * 2 ** (job.attempts - 1), 5.0))
+            return
+        if job.attempts > 1 and isinstance(error, SprintError):
+            error = error.extended(f"(tried {job.attempts} times)")
         elif (
             started
             and isinstance(error, _PASSING)
@@ -205,24 +327,54 @@ class ReaderThread(threading.Thread):
             error = error.extended(
                 "(not asked again: max_retries = 0; 1 would have asked a fresh Sprint)"
             )
-        return error if started else _CannotStart(error)
+        if started:
+            self._settle(job, error)
+        else:
+            self._cannot_start(job, error)
 
-    def _settle(self, job: Job, error: BaseException | None) -> None:
+    def _hand_back(self, but: Job | None = None) -> None:
+        """Returns what the Sprint has not answered and never will."""
+        self._sent = 0
+        for job in [job for job in self._jobs if job is not but]:
+            job.rest()
+            if self._queue.put_back(job, served=False):
+                with self._lock:
+                    self._jobs.remove(job)
+            elif time.monotonic() >= job.batch.deadline:
+                late = "its batch's time was over before its Sprint, busy with others, answered"
+                self._settle(job, SprintTimeoutError(late, segment=job.segment))
+            else:
+                gone = "the pool was closed, or the batch given up"
+                self._settle(job, SprintClosedError(gone, segment=job.segment))
+
+    def _cannot_start(self, job: Job, error: BaseException) -> None:
+        """There is no Sprint in this thread to ask."""
         if job.settled:
             # Counted by whom gave it up.
-            if isinstance(error, _CannotStart):
-                logger.warning("a Sprint did not start: %s", error.reason)
+            logger.warning("a Sprint did not start: %s", error)
+        elif self._queue.put_back(job):
+            with self._lock:
+                self._jobs.remove(job)
+            self._account.clear()
+            self._pause()
             return
-        if isinstance(error, _CannotStart):
-            error = error.reason
+        elif job.movable:
             # The others of this batch would run into the same, each after a time-out of its own,
             # and nobody else is there to serve them.
-            for other in self._queue.withdraw(job.batch) if job.movable else ():
+            for other in self._queue.withdraw(job.batch):
                 self._stats.add(failures=1)
                 other.done(error)
-        # Once per request: with many short ones even this counts.
+        self._settle(job, error)
+
+    def _settle(self, job: Job, error: BaseException | None) -> None:
+        with self._lock:
+            self._jobs.remove(job)
+        account, self._account = self._account, {}
         if job.movable:
-            self._stats.add(**{"requests" if error is None else "failures": 1}, **self._account)
+            if not job.settled:
+                account["requests" if error is None else "failures"] = 1
+            # Once per request: with many short ones even this counts.
+            self._stats.add(**account)
         job.done(error)
 
     def _pause(self) -> None:
@@ -232,22 +384,8 @@ class ReaderThread(threading.Thread):
             if self._closing.wait(0.1):
                 return
 
-    def _ask(self, job: Job, instance: _PoolInstance) -> None:
-        if self._closing.is_set():
-            raise SprintClosedError("the pool was closed", segment=job.segment)
-        before = time.monotonic()
-        sent, received = instance.traffic
-        instance.limit(job.batch.deadline)
-        try:
-            job.ask(instance)
-        finally:
-            now_sent, now_received = instance.traffic
-            for name, amount in (
-                ("child_seconds", time.monotonic() - before),
-                ("bytes_sent", max(0, now_sent - sent)),
-                ("bytes_received", max(0, now_received - received)),
-            ):
-                self._account[name] = self._account.get(name, 0) + amount
+    def _add(self, name: str, amount: float) -> None:
+        self._account[name] = self._account.get(name, 0) + amount
 
     def _ready(self) -> _PoolInstance:
         """The Sprint of this thread, started if there is none."""
@@ -266,5 +404,6 @@ class ReaderThread(threading.Thread):
                     start_seconds=time.monotonic() - before,
                 )
                 self._started_before = True
+            self._traffic = instance.traffic
         self._queue.serving.add(self._number)
         return instance

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from jax_sprint.bridge.instance import SprintSubprocessInstance
+from jax_sprint.bridge.requests import Request
 
 __all__ = ["Batch", "Job", "WorkQueue"]
 
@@ -22,17 +22,21 @@ class Job:
         index: position in the batch.
         segment: the segment's name.
         cost: what to do first: the larger the earlier.
-        ask: does the whole request and stores its result.
+        request: what a Sprint is asked, and where the result goes.
+
+    Attributes:
+        attempts: how often it has failed.
     """
 
     __slots__ = (
-        "ask",
+        "attempts",
         "batch",
         "being_asked",
         "cost",
         "created",
         "index",
         "movable",
+        "request",
         "segment",
         "settled",
     )
@@ -43,13 +47,14 @@ class Job:
         index: int,
         segment: str,
         cost: int,
-        ask: Callable[[SprintSubprocessInstance], None],
+        request: Request,
     ) -> None:
         self.batch = batch
         self.index = index
         self.segment = segment
         self.cost = cost
-        self.ask = ask
+        self.request = request
+        self.attempts = 0
         self.created = time.monotonic()
         # Whether any thread may do it.
         self.movable = True
@@ -58,11 +63,11 @@ class Job:
         self.settled = False
 
     def begin(self) -> bool:
-        """To be called before `ask`; False if nobody wants the answer any more."""
+        """To be called before it is sent; False if nobody wants the answer any more."""
         return self.batch.begin(self)
 
     def rest(self) -> None:
-        """To be called after an `ask` that failed and will be repeated."""
+        """To be called when it was not answered and will be sent again."""
         self.being_asked = False
 
     def done(self, error: BaseException | None = None) -> None:
@@ -142,6 +147,8 @@ class WorkQueue:
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, Job]] = []
+        # The sum of their costs, each plus one, as even nothing takes some time.
+        self._backlog = 0
         # Jobs for one certain thread, by its number.
         self._own: dict[int, list[Job]] = {}
         self._numbers = itertools.count()
@@ -157,7 +164,7 @@ class WorkQueue:
             if self._closed:
                 return False
             for job in jobs:
-                heapq.heappush(self._heap, (-job.cost, next(self._numbers), job))
+                self._push(job)
             self._changed.notify(len(jobs))
             return True
 
@@ -172,12 +179,17 @@ class WorkQueue:
             self._changed.notify_all()
             return True
 
-    def put_back(self, job: Job) -> bool:
-        """Returns a job that was not done; False if nobody would do it or wants it any more."""
+    def put_back(self, job: Job, served: bool = True) -> bool:
+        """Returns a job that was not done; False if nobody wants it any more.
+
+        With `served`, also False if no other thread has a Sprint that could do it.
+        """
         with self._changed:
-            if self._closed or job.batch.given_up or not self.serving or not job.movable:
+            if self._closed or job.batch.given_up or not job.movable:
                 return False
-            heapq.heappush(self._heap, (-job.cost, next(self._numbers), job))
+            if served and not self.serving:
+                return False
+            self._push(job)
             self._changed.notify()
             return True
 
@@ -190,9 +202,29 @@ class WorkQueue:
                     self._changed.wait()
                 if self._own.get(number):
                     return self._own[number].pop()
-                return heapq.heappop(self._heap)[2] if not self._closed else None
+                return self._pop() if not self._closed else None
             finally:
                 self._idle -= 1
+
+    def take(self, fits: Callable[[Job, int], bool]) -> Job | None:
+        """The next job, if there is one that `fits(job, backlog)`; does not wait.
+
+        The backlog is the cost of all that are waiting behind it, each plus one.
+        """
+        with self._changed:
+            if not self._heap or self._closed:
+                return None
+            job = self._heap[0][2]
+            return self._pop() if fits(job, self._backlog - job.cost - 1) else None
+
+    def _push(self, job: Job) -> None:
+        self._backlog += job.cost + 1
+        heapq.heappush(self._heap, (-job.cost, next(self._numbers), job))
+
+    def _pop(self) -> Job:
+        job = heapq.heappop(self._heap)[2]
+        self._backlog -= job.cost + 1
+        return job
 
     def missing(self) -> int:
         """How many jobs are waiting for which no thread is."""
@@ -210,6 +242,7 @@ class WorkQueue:
             if gone:
                 self._heap = [entry for entry in self._heap if entry[2].batch is not batch]
                 heapq.heapify(self._heap)
+                self._backlog = sum(entry[2].cost + 1 for entry in self._heap)
             return gone
 
     def close(self) -> list[Job]:
@@ -218,6 +251,7 @@ class WorkQueue:
             self._closed = True
             gone = [*(entry[2] for entry in self._heap), *itertools.chain(*self._own.values())]
             self._heap.clear()
+            self._backlog = 0
             self._own.clear()
             self._changed.notify_all()
             return gone

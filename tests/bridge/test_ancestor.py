@@ -109,10 +109,11 @@ def test_an_exception_without_a_text() -> None:
     options = SprintOptions(exec_path=[sys.executable, str(MODEL), "child"], start_timeout=20.0)
     with SprintSubprocessInstance(options) as instance:
         # This is how it refuses a version that it does not know; it lives on.
-        instance._send(
-            "a/b/1",
-            lambda child: child.channel.send(("init", "SprintSubprocessInstance", 2)),
-        )
+        def ask(child, timeout: float) -> bool:
+            child.channel.send(("init", "SprintSubprocessInstance", 2), timeout)
+            return True
+
+        instance._send("a/b/1", ask)
         with pytest.raises(SprintRequestError, match="gave no reason"):
             instance._read(None)
         assert instance.export_allophone_state_fsa_by_segment_name("a/b/1")[0] == 2

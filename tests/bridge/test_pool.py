@@ -210,8 +210,8 @@ def test_longest_first(options, fake) -> None:
         served = []
         instance = next(t for t in threading.enumerate() if isinstance(t, ReaderThread)).instance
         original = instance.get_loss_and_error_signal__send
-        instance.get_loss_and_error_signal__send = lambda name, length, array: (
-            served.append(length) or original(name, length, array)
+        instance.get_loss_and_error_signal__send = lambda name, length, array, **more: (
+            served.append(length) or original(name, length, array, **more)
         )
         result = pool.get_batch_loss_and_error_signal(log_posteriors, lengths, names)
     assert served == [6, 5, 4, 3, 2, 1]

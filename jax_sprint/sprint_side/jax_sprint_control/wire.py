@@ -35,6 +35,7 @@ DEFAULT_MAX_BYTES = 1 << 30
 _LENGTH = struct.Struct("<i")
 _MAX_LENGTH = (1 << 31) - 1
 _FIRST_PIECE = 1 << 20
+_READ_AHEAD = 1 << 14
 # Linux takes at most 1024 pieces in one writev.
 _MAX_PIECES = 512
 
@@ -72,6 +73,9 @@ class Channel:
         self.max_bytes = min(max_bytes, _MAX_LENGTH)
         self.bytes_sent = 0
         self.bytes_received = 0
+        # What was read beyond the message that it was read for; only in version 2.
+        self._ahead = bytearray(_READ_AHEAD)
+        self._begin = self._end = 0
         # None: version 1.  Otherwise what `wire_v2` put here.
         self._codec = None
         self._next_codec = None
@@ -156,7 +160,39 @@ class Channel:
         Args:
             timeout: seconds to wait for it; None waits for ever.
         """
+        if self._begin != self._end:
+            return True
         return self._wait(self.read_fd, select.POLLIN, _deadline(timeout))
+
+    @property
+    def ahead(self):
+        """How many bytes were read that no message has taken yet."""
+        return self._end - self._begin
+
+    def peek(self, size, deadline):
+        """Makes sure that `size` bytes are there; returns a buffer, and where in it they begin.
+
+        Whatever else has come by then is read along, for fewer system calls; what the buffer holds
+        is valid until the next call.
+        """
+        have = self._end - self._begin
+        if have < size:
+            if self._begin + size > len(self._ahead):
+                self._ahead[:have] = self._ahead[self._begin : self._end]
+                self._begin, self._end = 0, have
+                if size > len(self._ahead):
+                    self._ahead.extend(bytes(size - len(self._ahead)))
+            with memoryview(self._ahead) as view, view[self._end :] as rest:
+                self._end += self.read_raw(rest, size - have, deadline, clean=not have)
+        return self._ahead, self._begin
+
+    def take(self, size):
+        """Takes `size` of the bytes that `peek` has shown, or the rest of them; says how many."""
+        size = min(size, self._end - self._begin)
+        self._begin += size
+        if self._begin == self._end:
+            self._begin = self._end = 0
+        return size
 
     def read_raw(self, view, minimum, deadline, clean=False):
         """Fills the front of a byte view with what comes, at least `minimum` bytes.

@@ -22,13 +22,17 @@ A reply repeats the number and the name of its request.  All numbers are little-
 
 The shared memory is an anonymous file that the parent made, sealed against shrinking (reading
 behind a file's end is a SIGBUS), and that the child inherited.  The parent alone writes a request
-into it, in front; the child writes the error signal behind that, at the `offset` that the request's
-padded size gives; the parent makes the file larger where needed.  Where there is no such memory the
-payload follows in the pipe.
+into it, at a page of its choice; the child writes the error signal behind that, as far on as the
+request's padded size; the parent makes the file larger where needed, but not while a request is
+under way.  Where there is no such memory the payload follows in the pipe.
+
+Several requests may be under way.  The child takes them in the order in which they were sent, and
+answers each before it takes the next; what waits is in the pipe and in the shared memory.
 
 How it is agreed upon, in version 1: the child answers the handshake with a fourth element, the list
-of further versions; the parent sends ``("upgrade", 2, memory)`` and gets ``("ok", 2, memory)``,
-where `memory` says whether the shared memory is used; from then on both speak version 2.
+of further versions, and a fifth, how many requests may be under way (1 where it is missing); the
+parent sends ``("upgrade", 2, memory)`` and gets ``("ok", 2, memory)``, where `memory` says whether
+the shared memory is used; from then on both speak version 2.
 """
 
 import mmap
@@ -52,6 +56,7 @@ __all__ = [
     "Memory",
     "Message",
     "accept_upgrade",
+    "message_bytes",
     "offered_versions",
     "read_message",
     "reply_offset",
@@ -63,9 +68,10 @@ IN_MEMORY = 1
 
 _HEADER = struct.Struct("<4sHHQIIQQQQQd")
 _MAGIC = b"JSv2"
-_FIRST_READ = 4096
 _MAX_NAME = 1 << 16
 _PAGE = 4096
+# As many requests as the parent likes: they wait outside of this process.
+_UNDER_WAY = 1 << 16
 
 
 # One message, taken apart.  `payload` is None, or the bytes [n] uint8 that followed in the pipe.
@@ -96,26 +102,33 @@ def write_message(
         payload: what follows in the pipe: bytes-like objects.
         memory: instead of that, (offset, size, size of the whole memory) of the payload, in bytes.
     """
-    pieces = [memoryview(piece).cast("B") for piece in payload if len(piece)]
-    if memory is None:
-        flags, offset, memory_bytes = 0, 0, 0
-        size = sum(len(piece) for piece in pieces)
-    else:
-        flags = IN_MEMORY
+    if memory is not None:
         offset, size, memory_bytes = memory
-    header = _HEADER.pack(
-        _MAGIC, kind, flags, number, len(name), 0, rows, columns, size, offset, memory_bytes, loss
-    )
+        header = _HEADER.pack(
+            _MAGIC,
+            kind,
+            IN_MEMORY,
+            number,
+            len(name),
+            0,
+            rows,
+            columns,
+            size,
+            offset,
+            memory_bytes,
+            loss,
+        )
+        channel.write_raw([header + name], deadline)
+        return
+    pieces = [memoryview(piece).cast("B") for piece in payload if len(piece)]
+    size = sum(len(piece) for piece in pieces)
+    header = _HEADER.pack(_MAGIC, kind, 0, number, len(name), 0, rows, columns, size, 0, 0, loss)
     channel.write_raw([memoryview(header + name), *pieces], deadline)
 
 
 def read_message(channel, deadline, max_bytes):
-    """Reads one message; see `wire.Channel.receive` for what may be raised.
-
-    The conversation is in lockstep, so whatever can be read belongs to this message.
-    """
-    first = bytearray(_FIRST_READ)
-    have = channel.read_raw(memoryview(first), _HEADER.size, deadline, clean=True)
+    """Reads one message; see `wire.Channel.receive` for what may be raised."""
+    data, begin = channel.peek(_HEADER.size, deadline)
     (
         magic,
         kind,
@@ -129,9 +142,9 @@ def read_message(channel, deadline, max_bytes):
         offset,
         memory_bytes,
         loss,
-    ) = _HEADER.unpack_from(first)
+    ) = _HEADER.unpack_from(data, begin)
     if magic != _MAGIC or not LOSS_REQUEST <= kind <= EXCEPTION_REPLY or flags & ~IN_MEMORY:
-        raise FormatError("no message of version 2: %r" % bytes(first[:16]))
+        raise FormatError("no message of version 2: %r" % bytes(data[begin : begin + 16]))
     if name_bytes > _MAX_NAME:
         raise FormatError("a message claims a name of %d bytes" % name_bytes)
     in_pipe = 0 if flags & IN_MEMORY else size
@@ -139,29 +152,31 @@ def read_message(channel, deadline, max_bytes):
         raise FormatError(
             "a message claims a payload of %d bytes; up to %d are accepted" % (in_pipe, max_bytes)
         )
-    start = _HEADER.size + name_bytes
-    if have > start + in_pipe:
-        raise FormatError("%d bytes too many follow a message" % (have - start - in_pipe))
-    if have < start:
-        longer = bytearray(start)
-        longer[:have] = first[:have]
-        first = longer
-        have += channel.read_raw(memoryview(first)[have:], start - have, deadline)
-    name = bytes(first[_HEADER.size : start])
+    whole = _HEADER.size + name_bytes
+    data, begin = channel.peek(whole, deadline)
+    name = bytes(data[begin + _HEADER.size : begin + whole])
     payload = None
     if in_pipe:
         payload = np.empty(in_pipe, np.uint8)
-        there = have - start
-        payload[:there] = np.frombuffer(first, np.uint8, there, start)
+        there = min(in_pipe, channel.ahead - whole)
+        payload[:there] = np.frombuffer(data, np.uint8, there, begin + whole)
+        channel.take(whole + there)
         if there < in_pipe:
             channel.read_raw(payload.data[there:], in_pipe - there, deadline)
+    else:
+        channel.take(whole)
     return Message(
         kind, flags, number, name, rows, columns, size, offset, memory_bytes, loss, payload
     )
 
 
+def message_bytes(name):
+    """How many bytes of the pipe a message with that name takes, its payload not counted."""
+    return _HEADER.size + len(name)
+
+
 def reply_offset(request_bytes):
-    """Where the reply's payload goes if the request's takes that many bytes at offset 0."""
+    """How far behind a request's payload, of that many bytes, its reply's payload lies."""
     return -(-request_bytes // _PAGE) * _PAGE
 
 
@@ -211,7 +226,7 @@ def offered_versions(values):
     Args:
         values: the pairs of the parent's config string.
     """
-    return ([2],) if values.get("protocol") == "2" else ()
+    return ([2], _UNDER_WAY) if values.get("protocol") == "2" else ()
 
 
 def accept_upgrade(channel, values, version, use_memory):
@@ -258,10 +273,11 @@ class ChildCodec:
         if rows * columns * 4 != size or not size:
             raise FormatError("log-posteriors [%d, %d] in %d bytes" % (rows, columns, size))
         if message.flags & IN_MEMORY:
-            if self.memory is None or message.offset:
+            if self.memory is None or message.offset % _PAGE:
                 raise FormatError("a payload in shared memory that was not agreed upon")
-            self.memory.require(max(message.memory_bytes, reply_offset(size) + size))
-            array = self.memory.array((rows, columns), 0)
+            end = message.offset + reply_offset(size) + size
+            self.memory.require(max(message.memory_bytes, end))
+            array = self.memory.array((rows, columns), message.offset)
         else:
             array = message.payload.view(np.float32).reshape(rows, columns)
         return ("get_loss_and_error_signal", name, rows, array)
@@ -283,7 +299,7 @@ class ChildCodec:
                 raise FormatError("an error signal %s for %s" % (error_signal.shape, shape))
             arguments = (channel, deadline, LOSS_REPLY, number, name, shape[0], shape[1])
             if request.flags & IN_MEMORY:
-                offset = reply_offset(request.payload_bytes)
+                offset = request.offset + reply_offset(request.payload_bytes)
                 np.copyto(self.memory.array(shape, offset), error_signal, casting="same_kind")
                 place = (offset, request.payload_bytes, self.memory.size)
                 write_message(*arguments, loss=float(loss), memory=place)
