@@ -2,8 +2,10 @@
 
 Started as a real process: `python fake_sprint.py [--fault=NAME] --*.pymod-config=... ...`.  The
 `--fault` concerns the start and the handshake; while running, a segment named `corpus/FAULT/...`
-has it fail with that request.  Everything else gets a loss and an error signal that depend on the
-name and the posteriors, so that answers cannot be confused unnoticed.
+has it fail with that request.  `--death=STAGE HOW` has it die by HOW (exit, SIGKILL, SIGSEGV) at
+the first request: before, inside or after reading it, or in the middle of its reply.  Everything
+else gets a loss and an error signal that depend on the name and the posteriors, so that answers
+cannot be confused unnoticed.
 
 Written with the standard library's pickle, so that our wire is tested against another
 implementation.
@@ -11,6 +13,7 @@ implementation.
 
 import os
 import pickle
+import select
 import signal
 import struct
 import subprocess
@@ -37,6 +40,40 @@ def expected_automaton(name):
     return states, len(source), edges, np.linspace(0, 1, len(source)).astype("f4")
 
 
+class Death:
+    """How and when to die, from the command line.  With a marker file in the configuration only
+    the first process dies, which leaves it behind."""
+
+    STAGES = ("before", "inside", "after", "reply")
+    WAYS = ("exit", "SIGKILL", "SIGSEGV")
+
+    def __init__(self, args, config):
+        text = next((a[8:] for a in args if a.startswith("--death=")), " ")
+        self.stage, self.how = text.split(" ")
+        self.marker = config.get("marker")
+
+    def due(self, stage):
+        """Whether this is the stage, and this the process."""
+        if stage != self.stage:
+            return False
+        if self.marker:
+            try:
+                os.close(os.open(self.marker, os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                return False
+        return True
+
+    def die(self):
+        os.write(2, b"dying as told\n")
+        if self.how == "exit":
+            os._exit(5)
+        os.kill(os.getpid(), getattr(signal, self.how))
+
+    def come(self, stage):
+        if self.due(stage):
+            self.die()
+
+
 class Fake:
     def __init__(self, args):
         self.fault = next((a[8:] for a in args if a.startswith("--fault=")), "")
@@ -46,6 +83,7 @@ class Fake:
         self.out = int(self.config["c2p_fd"])
         self.inp = int(self.config["p2c_fd"])
         self.marker = self.config.get("marker")
+        self.death = Death(args, self.config)
 
     def read_bytes(self, size):
         data = b""
@@ -58,6 +96,16 @@ class Fake:
 
     def read(self):
         return pickle.loads(self.read_bytes(struct.unpack("<i", self.read_bytes(4))[0]))
+
+    def read_request(self):
+        select.select([self.inp], [], [])
+        self.death.come("before")
+        (size,) = struct.unpack("<i", self.read_bytes(4))
+        data = self.read_bytes(size // 2)
+        self.death.come("inside")
+        data += self.read_bytes(size - len(data))
+        self.death.come("after")
+        return pickle.loads(data)
 
     def write_bytes(self, data):
         while data:
@@ -117,7 +165,7 @@ class Fake:
     def run(self):
         self.start()
         while True:
-            command, *args = self.read()
+            command, *args = self.read_request()
             if command == "exit":
                 if self.fault == "will not exit":
                     time.sleep(60)
@@ -129,6 +177,13 @@ class Fake:
                 open(self.marker, "w").close()
                 os.kill(os.getpid(), signal.SIGKILL)
             reply = getattr(self, "do_" + command)(*args)
+            if self.death.stage == "reply":
+                data = pickle.dumps(reply, 4)
+                data = struct.pack("<i", len(data)) + data
+                self.write_bytes(data[: len(data) // 2])
+                self.death.come("reply")
+                self.write_bytes(data[len(data) // 2 :])
+                continue
             reply = self.misbehave(fault, reply)
             if reply is not None:
                 self.write(reply)
@@ -222,6 +277,13 @@ class Fake:
             for _ in range(20000):
                 os.write(2, block)
                 os.write(1, block)
+            os.write(2, b"the last line\n")
+        if fault in ("gigabyte on stdout", "gigabyte on stderr"):
+            block = b"F" * ((1 << 20) - 1) + b"\n"
+            for _ in range(1000):
+                rest = block
+                while rest:
+                    rest = rest[os.write(1 if "stdout" in fault else 2, rest) :]
             os.write(2, b"the last line\n")
         if fault == "close":
             os.close(self.out)

@@ -5,8 +5,11 @@
 """
 
 import os
+import signal
 import struct
+import subprocess
 import sys
+import time
 import types
 
 import numpy as np
@@ -17,7 +20,7 @@ sys.modules["control"] = package
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from control import wire, wire_v2  # noqa: E402
-from fake_sprint import expected, expected_automaton  # noqa: E402
+from fake_sprint import Death, expected, expected_automaton  # noqa: E402
 
 config = dict(
     pair.split(":", 1)
@@ -26,6 +29,7 @@ config = dict(
     for pair in word.split("=", 1)[1].split(",")
 )
 channel = wire.Channel(int(config["p2c_fd"]), int(config["c2p_fd"]))
+death = Death(sys.argv, config)
 
 
 def misbehave(fault, request, reply):
@@ -74,6 +78,21 @@ def misbehave(fault, request, reply):
         )
         os.write(channel.write_fd, header + name + b"abc")
         os._exit(6)
+    elif fault == "close":
+        os.close(channel.write_fd)
+        time.sleep(60)
+    elif fault == "close input":
+        channel.send(reply)
+        os.close(channel.read_fd)
+        time.sleep(60)
+    elif fault == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif fault == "hang":
+        time.sleep(60)
+    elif fault == "grandchild":
+        code = "import time; time.sleep(60)"
+        subprocess.Popen([sys.executable, "-c", code], close_fds=False)
+        channel.send(reply)
     elif fault == "truncate":
         # Everything that could take the memory away from under the parent must fail.
         import fcntl
@@ -98,7 +117,15 @@ def misbehave(fault, request, reply):
 
 
 while True:
+    if channel._codec is not None:
+        channel.poll(None)
+        death.come("before")
+        if death.due("inside"):
+            os.read(channel.read_fd, 10)
+            death.die()
     command, *args = channel.receive()
+    if channel._codec is not None:
+        death.come("after")
     if command == "exit":
         break
     if command == "init":
@@ -115,5 +142,15 @@ while True:
     else:
         reply = ("ok", *expected_automaton(args[0]))
     fault = args[0].split("/")[1]
+    if death.due("reply"):
+        request = channel._codec.request
+        size = 4 * request.rows * request.columns
+        header = struct.pack(
+            "<4sHHQIIQQQQQd",
+            *(b"JSv2", wire_v2.LOSS_REPLY, 0, request.number, len(request.name), 0),
+            *(request.rows, request.columns, size, 0, 0, 0.0),
+        )
+        os.write(channel.write_fd, header + request.name + bytes(size // 2))
+        death.die()
     if not misbehave(fault, channel._codec.request, reply):
         channel.send(reply)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import signal
 import sys
+import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -186,6 +188,39 @@ def test_a_wrong_automaton(options, fault: str) -> None:
     assert caught.value.segment == f"corpus/{fault}/1"
 
 
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_gigabyte_of_output_takes_no_memory(options, fake, stream: str) -> None:
+    name = f"corpus/gigabyte on {stream}/1"
+    with SprintSubprocessInstance(options(request_timeout=120.0)) as instance:
+        drain = instance._child.drain
+        tracemalloc.start()
+        try:
+            assert ask(instance, name)[1] == fake.expected(name, posteriors())[0]
+            # What is still in the pipe belongs to it.
+            deadline = time.monotonic() + 20
+            while drain.count(stream) < 1000 << 20 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert drain.count(stream) == (1000 << 20) + (14 if stream == "stderr" else 0)
+        assert peak < 4 << 20
+        assert len(drain.tail(stream)) < 20_000
+        assert ask(instance, "corpus/fine/2")[0] == "corpus/fine/2"
+
+
+@pytest.mark.parametrize("fault", ["huge", "negative"])
+def test_a_frame_is_bounded_before_memory_is_taken_for_it(options, fault: str) -> None:
+    with SprintSubprocessInstance(options()) as instance:
+        tracemalloc.start()
+        try:
+            with pytest.raises(SprintProtocolError, match="claims"):
+                ask(instance, f"corpus/{fault}/1")
+            assert tracemalloc.get_traced_memory()[1] < 4 << 20
+        finally:
+            tracemalloc.stop()
+
+
 def test_a_flood_of_output_blocks_nobody_and_is_logged(options, tmp_path: Path) -> None:
     logged = options("noisy start", log_dir=tmp_path / "logs")
     with SprintSubprocessInstance(logged) as instance:
@@ -264,6 +299,21 @@ def test_out_of_file_descriptors(options) -> None:
             SprintSubprocessInstance(options())
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_pool_out_of_file_descriptors_recovers(options, fake) -> None:
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with SprintInstancePool(options(num_instances=2)) as pool:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (psutil.Process().num_fds() + 5, limits[1]))
+        try:
+            with pytest.raises(SprintStartError, match="ulimit -n"):
+                pool.get_automata_for_batch(["a/b/1"])
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        edges, _, _ = pool.get_automata_for_batch(["a/b/1"])
+        assert edges.shape[1] == fake.expected_automaton("a/b/1")[1]
 
 
 def test_usage_errors(options) -> None:
