@@ -14,6 +14,7 @@ import numpy as np
 
 from jax_sprint.bridge.automata_cache import AutomataCache
 from jax_sprint.bridge.batches import check_batch, join_automata
+from jax_sprint.bridge.buffers import Buffers
 from jax_sprint.bridge.crew import Crew
 from jax_sprint.bridge.options import OptionsLike, SprintOptions
 from jax_sprint.bridge.progress import ProgressBar
@@ -62,6 +63,7 @@ class SprintInstancePool:
         self._finalizer: weakref.finalize | None = None
         self._stats = Statistics()
         self._cache = AutomataCache(self.options, self._stats)
+        self._buffers = Buffers()
         self._last_error: BaseException | None = None
         self.init()
 
@@ -128,6 +130,7 @@ class SprintInstancePool:
         with self._lock:
             crew, self._crew = self._crew, None
             finalizer, self._finalizer = self._finalizer, None
+        self._buffers.clear()
         if crew is not None:
             _close(crew, self._cache)
         if finalizer is not None:
@@ -203,7 +206,8 @@ class SprintInstancePool:
             loss [B] float32, and error signal [T, B, L] float32, zero in the padding.  A sequence
             that Sprint skips or finds no path for has loss +inf, and so has one of length 0, which
             Sprint is not asked about.  A sequence with NaN in its frames has loss NaN, and is not
-            sent either.  Wherever the loss is not finite, the error signal is zero.
+            sent either.  Wherever the loss is not finite, the error signal is zero.  The arrays are
+            the caller's; once nobody holds a large one any more, the pool uses its memory again.
 
         Raises:
             ValueError: an argument is not as described; nothing was sent.
@@ -215,11 +219,13 @@ class SprintInstancePool:
         crew = self._open_crew()
         log_posteriors, lengths, names = check_batch(log_posteriors, seq_lengths, tags)
         loss = np.full(lengths.shape, np.inf, np.float32)
-        error_signal = np.zeros(log_posteriors.shape, np.float32)
+        error_signal = self._buffers.empty(log_posteriors.shape)
         timeout = self.options.batch_timeout if timeout is None else timeout
         batch = Batch(math.inf if timeout is None else time.monotonic() + timeout)
         jobs = []
         for b, length in enumerate(lengths.tolist()):
+            if length < len(error_signal):
+                error_signal[length:, b] = 0
             if not length:
                 continue
             frames = log_posteriors[:length, b]

@@ -9,9 +9,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from jax_sprint.bridge.requests import Request
+from jax_sprint.bridge.requests import Request, StartRequest
 
 __all__ = ["Batch", "Job", "WorkQueue"]
+
+_NOTHING = StartRequest()
 
 
 class Job:
@@ -122,6 +124,8 @@ class Batch:
         if job.settled:
             return
         job.settled = True
+        # It holds the caller's arrays, and we are held by those who still know us.
+        job.request = _NOTHING
         if error is not None:
             self.errors[job.index] = error
         self._open -= 1
