@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,11 @@ import psutil
 import pytest
 
 from jax_sprint import errors
+from jax_sprint.bridge.options import default_control_module
 
 ROOT = Path(errors.__file__).resolve().parent.parent
 FAKE = Path(__file__).with_name("fake_sprint.py")
+SECOND = Path(__file__).with_name("second_sprint.py")
 PROLOGUE = f"""
 import os, signal, sys, threading, time
 import numpy as np
@@ -33,14 +37,29 @@ options = {{
     "start_timeout": 20.0,
     "request_timeout": 30.0,
 }}
-pool = SprintInstancePool(options)
-pool.get_automata_for_batch(["a/b/1", "a/b/2"])
 """
+POOL = """
+pool = SprintInstancePool(options)
+pool.start()
+"""
+# Version 2 of the protocol, with shared memory; and a wrapper that stays in between.
+SECOND_SPRINT = f"""
+options["exec_path"] = [
+    sys.executable, "-S", {str(SECOND)!r}, {default_control_module()[0]!r}
+]
+"""
+WRAPPED = (
+    SECOND_SPRINT
+    + """
+wrapper = "import subprocess, sys; sys.exit(subprocess.call(sys.argv[1:], close_fds=False))"
+options["exec_path"][:0] = [sys.executable, "-S", "-c", wrapper]
+"""
+)
 
 
-def start(code: str, **settings: object) -> subprocess.Popen[str]:
+def start(code: str, before: str = "", **settings: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", PROLOGUE + textwrap.dedent(code)],
+        [sys.executable, "-c", PROLOGUE + before + POOL + textwrap.dedent(code)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -72,32 +91,67 @@ def assert_gone(processes: list[psutil.Process], seconds: float) -> None:
     assert not left, left
 
 
+REQUEST = """
+def ask(name):
+    pool.get_batch_loss_and_error_signal(np.zeros((4, 1, 3), np.float32), np.array([4]), [name])
+"""
 STATES = {
     "idle": "",
     "computing": """
-        threading.Thread(target=pool.get_automata_for_batch, args=(["a/hang/1"],)).start()
+        threading.Thread(target=ask, args=("a/hang/1",)).start()
         time.sleep(0.5)
         """,
     "stopped": """
-        threading.Thread(target=pool.get_automata_for_batch, args=(["a/stop/1"],)).start()
+        threading.Thread(target=ask, args=("a/stop/1",)).start()
         time.sleep(0.5)
         """,
     "with a grandchild": """
-        pool.get_automata_for_batch(["a/grandchild/1"])
+        ask("a/grandchild/1")
+        """,
+    "starting": """
+        late = SprintInstancePool({**options, "config": "--fault=silent", "num_instances": 1})
+        threading.Thread(target=late.start).start()
+        time.sleep(0.5)
         """,
 }
+KINDS = {"version 1": "", "version 2": SECOND_SPRINT, "behind a wrapper": WRAPPED}
 
 
-@pytest.mark.parametrize("state", STATES)
-def test_kill_9_of_the_parent(state: str) -> None:
-    code = textwrap.dedent(STATES[state]) + 'print("ready", flush=True)\ntime.sleep(60)\n'
-    with start(code) as parent:
-        descendants = wait_for_line(parent)
-        # The two Sprints, the one that watches over them, and the grandchild.
-        assert len(descendants) == (4 if state == "with a grandchild" else 3)
-        parent.kill()
+@pytest.mark.parametrize(
+    ("state", "kind"),
+    # The child of version 2 knows no faults of the start.
+    [(s, k) for s in STATES for k in KINDS if k == "version 1" or s != "starting"],
+)
+def test_kill_9_of_the_parent(state: str, kind: str) -> None:
+    code = REQUEST + textwrap.dedent(STATES[state]) + 'print("ready", flush=True)\ntime.sleep(60)\n'
+    with start(code, KINDS[kind]) as parent:
+        try:
+            descendants = wait_for_line(parent)
+            memory = shared_memory([psutil.Process(parent.pid), *descendants])
+        finally:
+            parent.kill()
         parent.wait(10)
-        assert_gone(descendants, 2.0)
+    assert_gone(descendants, 2.0)
+    assert not memory & shared_memory(psutil.process_iter())
+    # The two Sprints, the one that watches over them; another Sprint or the grandchild; and the
+    # wrappers.
+    more = (state in ("with a grandchild", "starting")) + 2 * (kind == "behind a wrapper")
+    assert len(descendants) == 3 + more
+    assert len(memory) == 2 + (state == "starting")
+
+
+def shared_memory(processes: Iterable[psutil.Process]) -> set[tuple[int, int]]:
+    """The anonymous files of ours that any of them has open: they live as long as that is so."""
+    found = set()
+    for process in processes:
+        folder = f"/proc/{process.pid}/fd"
+        with contextlib.suppress(OSError):
+            for name in os.listdir(folder):
+                with contextlib.suppress(OSError):
+                    if "memfd:jax_sprint" in os.readlink(f"{folder}/{name}"):
+                        status = os.stat(f"{folder}/{name}")
+                        found.add((status.st_dev, status.st_ino))
+    return found
 
 
 ENDS = {
@@ -145,6 +199,40 @@ def test_ctrl_c_on_the_terminal_leaves_the_pool_usable() -> None:
         time.sleep(0.3)
         os.killpg(parent.pid, signal.SIGINT)
         stdout, stderr = parent.communicate(timeout=30)
+        assert stdout == "interrupted\nfine\n", stderr
+        assert_gone(descendants, 2.0)
+
+
+def test_ctrl_c_in_the_middle_of_a_compiled_step() -> None:
+    """Sent to the whole process group, as a terminal does; the step compiles only once."""
+    code = """
+    import jax, jax.numpy as jnp
+    from jax_sprint import encode_tags, sprint_loss
+    @jax.jit
+    def step(scores, tags):
+        lengths = jnp.array([3, 2])
+        return jax.grad(lambda s: jnp.sum(sprint_loss(s, lengths, tags, sprint=pool)))(scores)
+    def run(*names):
+        return jax.block_until_ready(step(jnp.zeros((3, 2, 4)), encode_tags(names)))
+    want = run("a/b/1", "a/b/2")
+    print("ready", flush=True)
+    try:
+        run("a/slow/1", "a/hang/2")
+    except BaseException as error:
+        # Raised in the callback it is JAX's; between two calls it would be a KeyboardInterrupt.
+        assert "KeyboardInterrupt" in repr(error), repr(error)
+        print("interrupted", flush=True)
+    assert (run("a/b/1", "a/b/2") == want).all()
+    assert step._cache_size() == 1
+    pool.close()
+    print("fine", flush=True)
+    """
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    with start(code, start_new_session=True, env=environment) as parent:
+        descendants = wait_for_line(parent)
+        time.sleep(0.5)
+        os.killpg(parent.pid, signal.SIGINT)
+        stdout, stderr = parent.communicate(timeout=60)
         assert stdout == "interrupted\nfine\n", stderr
         assert_gone(descendants, 2.0)
 

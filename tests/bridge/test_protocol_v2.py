@@ -11,7 +11,12 @@ import pytest
 
 from jax_sprint.bridge import SprintInstancePool, SprintOptions, SprintSubprocessInstance
 from jax_sprint.bridge.options import default_control_module
-from jax_sprint.errors import SprintCrashError, SprintProtocolError, SprintRequestError
+from jax_sprint.errors import (
+    SprintCrashError,
+    SprintProtocolError,
+    SprintRequestError,
+    SprintTimeoutError,
+)
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 
@@ -156,6 +161,30 @@ def test_death_in_the_middle_of_an_answer() -> None:
         with pytest.raises(SprintCrashError, match="ended after") as caught:
             ask(instance, "a/half/1")
         assert caught.value.exit_status == 6
+
+
+@pytest.mark.parametrize("end", ["close", "close input"])
+def test_only_one_of_its_pipes_is_closed(end: str) -> None:
+    with SprintSubprocessInstance(second()) as instance:
+
+        def twice() -> None:
+            # An answer that was sent before is taken; the next request finds nobody.
+            ask(instance, f"a/{end}/1")
+            ask(instance, "a/b/2", (600_000, 3))
+
+        with pytest.raises(SprintCrashError, match="closed its pipe, though it was running"):
+            twice()
+        instance.init()
+        assert ask(instance, "a/b/2")[1] == "a/b/2"
+
+
+@pytest.mark.parametrize("fault", ["stop", "hang"])
+def test_no_answer(fault: str) -> None:
+    with (
+        SprintSubprocessInstance(second(request_timeout=1.0)) as instance,
+        pytest.raises(SprintTimeoutError, match="request_timeout = 1.0 s"),
+    ):
+        ask(instance, f"a/{fault}/1")
 
 
 def test_the_memory_cannot_be_taken_away(fake) -> None:
