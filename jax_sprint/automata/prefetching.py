@@ -11,10 +11,11 @@ import inspect
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, Protocol, TypeVar
 
 from jax_sprint.automata._automata import Automata
+from jax_sprint.automata.growing import GrowingSizes
 
 __all__ = ["AutomataSupplier", "prefetch"]
 
@@ -43,8 +44,8 @@ def prefetch(
     depth: int = 2,
     tags: Callable[[_Batch], Any] | None = None,
     num_labels: int | None = None,
-    pad_to: Mapping[str, int] | Automata | None = None,
-) -> Iterator[tuple[_Batch, Automata]]:
+    pad_to: Mapping[str, int] | Automata | GrowingSizes | None = None,
+) -> Generator[tuple[_Batch, Automata], None, None]:
     """Iterates over batches, each together with its automata, packed in the background.
 
     One thread takes batches from `batches`, fetches their automata and packs them, in order, up to
@@ -61,7 +62,8 @@ def prefetch(
         tags: gets the segment names out of a batch, in any form that the supplier takes; None:
             a mapping's item "tags", and anything else is the names itself.
         num_labels: as for `Automata.from_edges`.
-        pad_to: as for `Automata.from_edges`.
+        pad_to: as for `Automata.from_edges`; or a `GrowingSizes`, which keeps the shapes of
+            bucketed batches few where their sizes are not known beforehand.
 
     Yields:
         The batch, as it came, and its automata.
@@ -87,14 +89,15 @@ def prefetch(
 
     def pack(batch: _Batch, cancelled: threading.Event) -> Automata:
         more = {"cancelled": cancelled} if _takes(fetch, "cancelled") else {}
-        return Automata.from_edges(
-            *fetch(names(batch), **more), num_labels=num_labels, pad_to=pad_to
-        )
+        fetched = fetch(names(batch), **more)
+        if isinstance(pad_to, GrowingSizes):
+            return pad_to.pack(pad_to.kind(batch), *fetched, num_labels=num_labels)
+        return Automata.from_edges(*fetched, num_labels=num_labels, pad_to=pad_to)
 
     return _iterate(_Worker(batches, pack, depth))
 
 
-def _iterate(worker: _Worker) -> Iterator[tuple[Any, Automata]]:
+def _iterate(worker: _Worker) -> Generator[tuple[Any, Automata], None, None]:
     # The thread is not started before somebody iterates: a generator that was never started is
     # never closed either.
     worker.start()

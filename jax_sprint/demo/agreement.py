@@ -14,6 +14,7 @@ import numpy as np
 from jax_sprint import SprintInstancePool
 from jax_sprint.demo.dataset import Part
 from jax_sprint.demo.model import AcousticModel, output_lengths
+from jax_sprint.demo.progress import shown
 from jax_sprint.demo.routes import CallbackRoute, FsaRoute, Route
 
 __all__ = ["Agreement", "compare_losses", "compare_routes"]
@@ -49,7 +50,12 @@ class Agreement:
 
 
 def compare_routes(
-    model: AcousticModel, parameters: Any, part: Part, pool: SprintInstancePool
+    model: AcousticModel,
+    parameters: Any,
+    part: Part,
+    pool: SprintInstancePool,
+    *,
+    progress: bool = False,
 ) -> Agreement:
     """Computes loss and gradient of every segment by both routes.
 
@@ -58,6 +64,7 @@ def compare_routes(
         parameters: of the model.
         part: whose segments to take.
         pool: the Sprint processes.
+        progress: whether to show it, on standard error.
 
     Returns:
         The largest differences.
@@ -65,17 +72,26 @@ def compare_routes(
     number = without_path = 0
     loss_apart = gradient_apart = 0.0
     buckets = part.evaluation_buckets()
-    routes = [
-        route(pool, part.tags, buckets, len(part.labels)) for route in (FsaRoute, CallbackRoute)
-    ]
+    routes = [route(pool, part, buckets) for route in (FsaRoute, CallbackRoute)]
     functions = [_loss_and_gradient(route) for route in routes]
     forward = jax.jit(partial(model.apply, train=False))
-    for batch, rows in part.batches(buckets, _BATCH_SIZE):
+    batches = part.batches(buckets, _BATCH_SIZE)
+    supervised = zip(
+        *(route.supervise(batch for batch, _ in batches) for route in routes), strict=True
+    )
+    pairs = shown(
+        zip(batches, supervised, strict=True),
+        "comparing the routes",
+        total=len(batches),
+        unit="batches",
+        enabled=progress,
+    )
+    for (batch, rows), supervision in pairs:
         logits = forward(parameters, batch.features, batch.lengths)
         lengths = output_lengths(batch.lengths)
         (loss, gradient), (other_loss, other_gradient) = (
-            function(logits, lengths, route.targets(batch.bucket, batch.indices))
-            for route, function in zip(routes, functions, strict=True)
+            function(logits, lengths, targets)
+            for function, (_, targets) in zip(functions, supervision, strict=True)
         )
         loss, other_loss = np.asarray(loss)[:rows], np.asarray(other_loss)[:rows]
         finite = np.isfinite(loss)

@@ -8,14 +8,21 @@ from dataclasses import dataclass
 import numpy as np
 
 __all__ = [
+    "FRAME_WORTH",
     "Batch",
     "Bucket",
     "batch_stream",
     "make_batch",
     "make_buckets",
-    "padding_share",
     "spec_augment",
 ]
+
+FRAME_WORTH = 100
+"""How many nodes of an automaton cost as much, in a frame, as the model does.
+
+About 700 on two cores of a CPU.  On an accelerator the recursions over the automata weigh more than
+the model; this keeps the padding of both small.
+"""
 
 
 @dataclass(frozen=True)
@@ -49,56 +56,103 @@ class Batch:
 
 
 def make_buckets(
-    lengths: Sequence[int], *, num_buckets: int, multiple: int, batch_size: int = 1
+    lengths: Sequence[int],
+    *,
+    num_buckets: int,
+    multiple: int,
+    batch_size: int = 1,
+    sizes: Sequence[int] | None = None,
 ) -> list[Bucket]:
-    """Sorts utterances into buckets so that little is padded.
+    """Sorts utterances into buckets so that little work is done on padding.
 
-    The bounds minimise the padded frames exactly, by dynamic programming over the distinct
-    lengths (rounded up to `multiple`).
+    A frame costs as much as `FRAME_WORTH` plus the size of the automaton, both as padded.  Each
+    bucket holds longer utterances and larger automata than the one before.  Among those, the bounds
+    minimise the cost of all utterances exactly, by dynamic programming over the distinct lengths
+    (rounded up to `multiple`) and sizes, or over quantiles where these are many.
 
     Args:
         lengths: frames of each utterance, all positive.
         num_buckets: at most how many buckets.
         multiple: padded lengths are multiples of it.
         batch_size: no bucket gets fewer members than that, if there are as many at all.
+        sizes: of each utterance's automaton, not negative, or anything about proportional to it;
+            None: all the same.
 
     Returns:
-        The buckets, shortest first, each with at least one member.
+        The buckets, smallest first, each with at least one member.
     """
     frames = np.asarray(lengths, np.int64)
     if not len(frames):
         return []
     rounded = -(-frames // multiple) * multiple
-    bounds, counts = np.unique(rounded, return_counts=True)
-    seen = np.concatenate([[0], np.cumsum(counts)])
-    number = len(bounds)
-    cost = np.full((num_buckets + 1, number + 1), np.inf)
-    cost[0, 0] = 0
-    split = np.zeros((num_buckets + 1, number + 1), np.int64)
-    for used in range(1, num_buckets + 1):
-        for stop in range(1, number + 1):
-            members = seen[stop] - seen[:stop]
-            padded = cost[used - 1, :stop] + members * bounds[stop - 1]
-            padded = np.where(members >= batch_size, padded, np.inf)
-            split[used, stop] = int(np.argmin(padded))
-            cost[used, stop] = padded[split[used, stop]]
-    best = int(np.argmin(cost[:, number]))
-    if not np.isfinite(cost[best, number]):
-        return [Bucket(int(bounds[-1]), np.arange(len(frames)))]
-    stops = []
-    stop = number
-    for used in range(best, 0, -1):
-        stops.append(stop)
-        stop = int(split[used, stop])
-    limits = [int(bounds[stop - 1]) for stop in reversed(stops)]
-    which = np.searchsorted(limits, rounded)
-    return [Bucket(limit, np.flatnonzero(which == index)) for index, limit in enumerate(limits)]
+    extents = np.zeros_like(frames) if sizes is None else np.asarray(sizes, np.int64)
+    frame_levels, extent_levels = _levels(rounded, 64), _levels(extents, 64)
+    steps = np.searchsorted(frame_levels, rounded)
+    widths = np.searchsorted(extent_levels, extents)
+    table = np.zeros((len(frame_levels), len(extent_levels)), np.int64)
+    np.add.at(table, (steps, widths), 1)
+    # Of every corner (bound of the lengths, bound of the sizes): how many lie within it.
+    inside = table.cumsum(axis=0).cumsum(axis=1).ravel()
+    work = (frame_levels[:, None] * (FRAME_WORTH + extent_levels[None, :])).ravel()
+    corners = _best_corners(inside, work, table.shape, num_buckets, batch_size)
+    which = np.full(len(frames), len(corners))
+    for index in reversed(range(len(corners))):
+        row, column = divmod(corners[index], len(extent_levels))
+        which[(steps <= row) & (widths <= column)] = index
+    return [
+        Bucket(int(frame_levels[corner // len(extent_levels)]), np.flatnonzero(which == index))
+        for index, corner in enumerate(corners)
+    ]
 
 
-def padding_share(buckets: Sequence[Bucket], lengths: Sequence[int]) -> float:
-    """Gives the share of frames that are padding, between 0 and 1."""
-    padded = sum(bucket.num_frames * len(bucket.members) for bucket in buckets)
-    return 1.0 - sum(lengths) / padded
+def _levels(values: np.ndarray, most: int) -> np.ndarray:
+    """The distinct values, or so many quantiles of all, the largest among them."""
+    levels = np.unique(values)
+    if len(levels) <= most:
+        return levels
+    return np.unique(np.quantile(values, np.linspace(0, 1, most), method="higher"))
+
+
+def _best_corners(
+    inside: np.ndarray, work: np.ndarray, shape: tuple[int, int], most: int, fewest_members: int
+) -> list[int]:
+    """Chooses bounds of buckets.
+
+    Args:
+        inside: [S] int64, members within each corner of a grid, row by row.
+        work: [S] int64, cost of a member that is padded to that corner.
+        shape: of the grid.
+        most: number of corners at most.
+        fewest_members: of each bucket, unless there is only one.
+
+    Returns:
+        Corners, each beyond the one before in both directions, up to the last one of the grid.
+    """
+    rows, columns = np.divmod(np.arange(len(inside)), shape[1])
+    # Every corner with any members as the first one; then chains of one corner more at a time.
+    cost = np.where(inside >= fewest_members, inside * work, np.inf)
+    costs, origins = [cost], [np.full(len(inside), -1)]
+    for _ in range(most - 1):
+        longer, origin = np.full(len(inside), np.inf), np.full(len(inside), -1)
+        for corner in range(len(inside)):
+            before = np.flatnonzero(
+                (rows <= rows[corner])
+                & (columns <= columns[corner])
+                & (inside + fewest_members <= inside[corner])
+            )
+            if len(before):
+                chained = cost[before] + (inside[corner] - inside[before]) * work[corner]
+                best = int(np.argmin(chained))
+                longer[corner], origin[corner] = chained[best], before[best]
+        cost = longer
+        costs.append(cost)
+        origins.append(origin)
+    corner = len(inside) - 1
+    used = int(np.argmin([each[corner] for each in costs]))
+    chosen = [corner]
+    for origin in reversed(origins[1 : used + 1]):
+        chosen.append(int(origin[chosen[-1]]))
+    return chosen[::-1]
 
 
 def make_batch(

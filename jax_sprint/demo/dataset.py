@@ -13,10 +13,11 @@ from jax_sprint.demo.batches import Batch, Bucket, make_batch, make_buckets
 from jax_sprint.demo.corpus import Corpus, DemoError, Utterance
 from jax_sprint.demo.features import Normaliser, common_rate, log_mel, resample
 from jax_sprint.demo.model import SUBSAMPLING, output_lengths
+from jax_sprint.demo.progress import shown
 
 __all__ = ["Part", "prepare"]
 
-_LENGTH_MULTIPLE = 4 * SUBSAMPLING
+_LENGTH_MULTIPLE = 2 * SUBSAMPLING
 # Compiling for another shape takes as long as computing the padding of about so many segments.
 _SEGMENTS_WORTH_A_SHAPE = 2000
 
@@ -30,12 +31,15 @@ class Part:
         tags: full segment name of each.
         features: of each, [T_i, 40] float32, normalised.
         labels: the label set of the whole corpus; the blank is the first.
+        sizes: of each, the labels in all pronunciations of its words, to which the size of its
+            automaton is about proportional; known before Sprint is asked.
     """
 
     utterances: tuple[Utterance, ...]
     tags: tuple[str, ...]
     features: tuple[np.ndarray, ...]
     labels: tuple[str, ...]
+    sizes: tuple[int, ...]
 
     @property
     def lengths(self) -> np.ndarray:
@@ -49,15 +53,17 @@ class Part:
             self.tags + other.tags,
             self.features + other.features,
             self.labels,
+            self.sizes + other.sizes,
         )
 
     def buckets(self, num_buckets: int, batch_size: int = 1) -> list[Bucket]:
-        """Sorts the segments by length; see `jax_sprint.demo.batches.make_buckets`."""
+        """Sorts the segments by size; see `jax_sprint.demo.batches.make_buckets`."""
         return make_buckets(
             self.lengths.tolist(),
             num_buckets=num_buckets,
             multiple=_LENGTH_MULTIPLE,
             batch_size=batch_size,
+            sizes=self.sizes,
         )
 
     def evaluation_buckets(self) -> list[Bucket]:
@@ -81,11 +87,12 @@ class Part:
         return result
 
 
-def prepare(corpus: Corpus) -> tuple[Part, Part]:
+def prepare(corpus: Corpus, *, progress: bool = False) -> tuple[Part, Part]:
     """Computes features, all at the corpus's common sample rate.
 
     Args:
         corpus: a valid one.
+        progress: whether to show it, on standard error.
 
     Returns:
         The training part and the held-out part.  Training segments too short for any
@@ -101,13 +108,21 @@ def prepare(corpus: Corpus) -> tuple[Part, Part]:
 
     # The filter bank lets other threads run while it works.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
-        raw = {
-            "train": list(threads.map(features, corpus.train)),
-            "test": list(threads.map(features, corpus.test)),
-        }
+        utterances = corpus.train + corpus.test
+        every = list(
+            shown(
+                threads.map(features, utterances),
+                "computing features",
+                total=len(utterances),
+                unit="segments",
+                enabled=progress,
+            )
+        )
+    number = len(corpus.train)
+    raw, held_out = every[:number], every[number:]
     kept = [
         index
-        for index, (utterance, frames) in enumerate(zip(corpus.train, raw["train"], strict=True))
+        for index, (utterance, frames) in enumerate(zip(corpus.train, raw, strict=True))
         if output_lengths(len(frames)) >= _fewest_frames(corpus, utterance)
     ]
     if not kept:
@@ -116,20 +131,22 @@ def prepare(corpus: Corpus) -> tuple[Part, Part]:
             f" {100 / SUBSAMPLING:.0f} frames per second"
         )
     train = [corpus.train[index] for index in kept]
-    normalise = Normaliser.from_features([raw["train"][index] for index in kept])
+    normalise = Normaliser.from_features([raw[index] for index in kept])
     labels = corpus.labels()
     return (
         Part(
             utterances=tuple(train),
             tags=tuple(map(corpus.tag, train)),
-            features=tuple(normalise(raw["train"][index]) for index in kept),
+            features=tuple(normalise(raw[index]) for index in kept),
             labels=labels,
+            sizes=tuple(_num_pronounced(corpus, utterance) for utterance in train),
         ),
         Part(
             utterances=corpus.test,
             tags=tuple(map(corpus.tag, corpus.test)),
-            features=tuple(map(normalise, raw["test"])),
+            features=tuple(map(normalise, held_out)),
             labels=labels,
+            sizes=tuple(_num_pronounced(corpus, utterance) for utterance in corpus.test),
         ),
     )
 
@@ -138,4 +155,11 @@ def _fewest_frames(corpus: Corpus, utterance: Utterance) -> int:
     """The number of labels in the shortest way to say it; equal neighbours are neglected."""
     return sum(
         min(len(variant.phones) for variant in corpus.lexicon[word]) for word in utterance.words
+    )
+
+
+def _num_pronounced(corpus: Corpus, utterance: Utterance) -> int:
+    """The number of labels in all ways to say each of its words."""
+    return sum(
+        sum(len(variant.phones) for variant in corpus.lexicon[word]) for word in utterance.words
     )

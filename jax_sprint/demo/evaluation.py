@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_sprint import Automata, SprintInstancePool, viterbi
+from jax_sprint.demo.batches import make_batch
 from jax_sprint.demo.corpus import Corpus
 from jax_sprint.demo.dataset import Part
 from jax_sprint.demo.decoding import WordLoop, collapse, greedy_labels
 from jax_sprint.demo.model import AcousticModel, frame_log_posteriors, output_lengths
+from jax_sprint.demo.progress import shown
 from jax_sprint.demo.routes import FsaRoute
 
 __all__ = ["Evaluator", "Scores", "error_rate"]
@@ -73,26 +75,35 @@ class Evaluator:
     ) -> None:
         self._part = part
         self._buckets = part.evaluation_buckets()
-        self._automata = FsaRoute(pool, part.tags, self._buckets, len(part.labels))
+        self._automata = FsaRoute(pool, part, self._buckets)
         self._loop = WordLoop(corpus.lexicon, part.labels)
 
         self.log_posteriors = jax.jit(partial(frame_log_posteriors, model, train=False))
 
-    def __call__(self, parameters: Any) -> Scores:
+    def __call__(self, parameters: Any, *, progress: bool = False) -> Scores:
         """Decodes the whole part.
 
         Args:
             parameters: of the model.
+            progress: whether to show it, on standard error.
         """
         number = len(self._part.utterances)
         words: list[list[str]] = [[] for _ in range(number)]
         labels: list[list[int]] = [[] for _ in range(number)]
         reference_labels: list[list[int]] = [[] for _ in range(number)]
-        for batch, rows in self._part.batches(self._buckets, _BATCH_SIZE):
+        batches = self._part.batches(self._buckets, _BATCH_SIZE)
+        supervised = self._automata.supervise(batch for batch, _ in batches)
+        pairs = shown(
+            zip(batches, supervised, strict=True),
+            "decoding",
+            total=len(batches),
+            unit="batches",
+            enabled=progress,
+        )
+        for (batch, rows), (_, automata) in pairs:
             posteriors = self.log_posteriors(parameters, batch.features, batch.lengths)
             lengths = output_lengths(batch.lengths)
             members = batch.indices[:rows].tolist()
-            automata = self._automata.targets(batch.bucket, batch.indices)
             steps = jnp.asarray(lengths)
             alignment = np.asarray(_align(posteriors, steps, automata)[0])
             said = self._loop.decode(posteriors, steps)
@@ -133,14 +144,12 @@ class Evaluator:
             Posteriors [T, L] and the label of each frame [T] on the best path.
         """
         bucket = next(i for i, each in enumerate(self._buckets) if index in each.members)
-        num_frames = self._buckets[bucket].num_frames
-        features = np.zeros((1, num_frames, self._part.features[index].shape[1]), np.float32)
-        length = len(self._part.features[index])
-        features[0, :length] = self._part.features[index]
-        lengths = np.array([length], np.int32)
-        posteriors = self.log_posteriors(parameters, features, lengths)
-        steps = output_lengths(lengths)
-        automata = self._automata.targets(bucket, np.array([index]))
+        single = make_batch(
+            bucket, self._buckets[bucket].num_frames, np.array([index]), self._part.features
+        )
+        ((batch, automata),) = self._automata.supervise([single])
+        posteriors = self.log_posteriors(parameters, batch.features, batch.lengths)
+        steps = output_lengths(batch.lengths)
         alignment = _align(posteriors, jnp.asarray(steps), automata)[0]
         frames = int(steps[0])
         return np.exp(np.asarray(posteriors)[:frames, 0]), np.asarray(alignment)[:frames, 0]

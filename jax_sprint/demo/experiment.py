@@ -57,14 +57,14 @@ class Settings:
     began: float = field(default_factory=time.perf_counter)
 
 
-def load_corpus(data: Path | None, seed: int) -> Corpus:
+def load_corpus(data: Path | None, seed: int, *, progress: bool = False) -> Corpus:
     """Reads a folder of either layout, or makes the default corpus.
 
     Raises:
         DemoError: if the folder has neither layout.
     """
     if data is None:
-        return synthetic_corpus(seed=seed)
+        return synthetic_corpus(seed=seed, progress=progress)
     if find_takes(data):
         return digit_corpus(data, seed=seed)
     if any(find_bliss(data)):
@@ -88,8 +88,8 @@ def run(settings: Settings) -> dict[str, Any]:
         DemoError: data that cannot be used.
         SprintError: Sprint failed.
     """
-    corpus = load_corpus(settings.data, settings.seed)
-    train_part, test_part = prepare(corpus)
+    corpus = load_corpus(settings.data, settings.seed, progress=True)
+    train_part, test_part = prepare(corpus, progress=True)
     files = write_bliss(corpus, settings.out / "corpus")
     _describe(corpus, train_part)
     steps = settings.steps or (_STEPS_SYNTHETIC if settings.data is None else _STEPS_REAL)
@@ -100,18 +100,16 @@ def run(settings: Settings) -> dict[str, Any]:
         if len(settings.routes) > 1:
             start = initial_parameters(model, recipe.seed)
             with _explained("callback", settings):
-                outcome.agreement = compare_routes(model, start, train_part.joined(test_part), pool)
+                outcome.agreement = compare_routes(
+                    model, start, train_part.joined(test_part), pool, progress=True
+                )
         buckets = train_part.buckets(recipe.num_buckets, recipe.batch_size)
         evaluator = Evaluator(model, corpus, test_part, pool)
         for name in settings.routes:
-            route = ROUTES[name](pool, train_part.tags, buckets, len(train_part.labels))
-            print(
-                f"training by route {name}: {steps} steps of {recipe.batch_size} segments",
-                flush=True,
-            )
+            route = ROUTES[name](pool, train_part, buckets)
             with _explained(name, settings):
                 trained = train(model, train_part, buckets, route, recipe)
-            scores = evaluator(trained.parameters)
+            scores = evaluator(trained.parameters, progress=True)
             outcome.routes[name] = (trained, scores)
         if len(settings.routes) > 1:
             losses = [outcome.routes[name][0].loss for name in settings.routes]

@@ -69,6 +69,12 @@ def summary(outcome: Outcome) -> dict[str, Any]:
                 "words": scores.num_words,
                 "labels": scores.num_labels,
                 "wer_of_speaker": scores.wer_of_speaker,
+                "padding": {
+                    "shapes": len(trained.padding.shapes),
+                    "frames": trained.padding.frame_share,
+                    "cells": trained.padding.cell_share,
+                    "work": trained.padding.work_share,
+                },
             }
             for name, (trained, scores) in outcome.routes.items()
         },
@@ -112,6 +118,14 @@ def print_summary(outcome: Outcome) -> None:
             f"\nWER over {scores.num_words:,} held-out words, decoded by Viterbi over the lexicon;"
             f" LER over {scores.num_labels:,} labels, greedy."
         )
+    for name, (trained, _) in outcome.routes.items():
+        padding = trained.padding
+        if padding.cells:
+            print(
+                f"Padding of route {name}: {padding.work_share:.0%} of the work (of the frames"
+                f" {padding.frame_share:.0%}, of frames times the automata's nodes"
+                f" {padding.cell_share:.0%}), in {len(padding.shapes)} shapes."
+            )
     if outcome.agreement is not None and outcome.first_losses is not None:
         found = outcome.agreement
         print(

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-from jax_sprint import Automata, SprintInstancePool, encode_tags, full_sum_loss, sprint_loss
-from jax_sprint.demo.batches import Bucket
+from jax_sprint import (
+    Automata,
+    SprintInstancePool,
+    encode_tags,
+    full_sum_loss,
+    prefetch,
+    sprint_loss,
+)
+from jax_sprint.automata.growing import GrowingSizes
+from jax_sprint.demo.batches import Batch, Bucket
+from jax_sprint.demo.dataset import Part
 
 __all__ = ["ROUTES", "CallbackRoute", "FsaRoute", "Route"]
+
+_ASKED_BEFORE = 64
 
 
 class Route(Protocol):
@@ -23,8 +34,8 @@ class Route(Protocol):
 
     name: str
 
-    def targets(self, bucket: int, indices: np.ndarray) -> Any:
-        """Gives what the step needs to be told about some segments of a bucket, a pytree."""
+    def supervise(self, batches: Iterable[Batch]) -> Generator[tuple[Batch, Any], None, None]:
+        """Yields each batch with what the step needs to be told about its segments, a pytree."""
 
     def loss(
         self, log_posteriors: jax.Array, seq_lengths: jax.Array, targets: Any
@@ -33,37 +44,40 @@ class Route(Protocol):
 
 
 class FsaRoute:
-    """Sprint exports each segment's automaton once; XLA sums over its paths.
+    """Sprint exports each segment's automaton; XLA sums over its paths.
+
+    Automata are fetched and packed while the step before is computed.  The pool keeps them, so
+    from the second epoch on Sprint is not asked.  All batches of a bucket have one shape, if none
+    has larger automata than those segments that seem to have the largest.
 
     Args:
         pool: the Sprint processes.
-        tags: full segment name of each utterance.
-        buckets: the utterances of each shape; their automata share one padded size.
-        num_labels: number of labels, the blank included.
+        part: whose segments the batches hold.
+        buckets: the segments of each shape.
     """
 
     name = "fsa"
 
-    def __init__(
-        self,
-        pool: SprintInstancePool,
-        tags: Sequence[str],
-        buckets: Sequence[Bucket],
-        num_labels: int,
-    ) -> None:
-        self._buckets = buckets
-        self._automata = [
-            Automata.from_edges(
-                *pool.get_automata_for_batch([tags[index] for index in bucket.members]),
-                num_labels=num_labels,
-            )
-            for bucket in buckets
-        ]
+    def __init__(self, pool: SprintInstancePool, part: Part, buckets: Sequence[Bucket]) -> None:
+        self._pool = pool
+        self._tags = part.tags
+        self._num_labels = len(part.labels)
+        self._padding = GrowingSizes(lambda batch: batch.bucket)
+        for index, bucket in enumerate(buckets):
+            by_size = sorted(bucket.members.tolist(), key=lambda member: -part.sizes[member])
+            names = [part.tags[member] for member in by_size[:_ASKED_BEFORE]]
+            fetched = pool.get_automata_for_batch(names)
+            self._padding.pack(index, *fetched, num_labels=self._num_labels)
 
-    def targets(self, bucket: int, indices: np.ndarray) -> Automata:
-        """Gives the automata of those segments, with the padding of their bucket."""
-        places = np.searchsorted(self._buckets[bucket].members, indices)
-        return self._automata[bucket][places]
+    def supervise(self, batches: Iterable[Batch]) -> Generator[tuple[Batch, Automata], None, None]:
+        """See `Route`."""
+        return prefetch(
+            batches,
+            self._pool,
+            tags=lambda batch: [self._tags[index] for index in batch.indices],
+            num_labels=self._num_labels,
+            pad_to=self._padding,
+        )
 
     def loss(
         self, log_posteriors: jax.Array, seq_lengths: jax.Array, targets: Automata
@@ -77,26 +91,22 @@ class CallbackRoute:
 
     Args:
         pool: the Sprint processes.
-        tags: full segment name of each utterance.
+        part: whose segments the batches hold.
         buckets: not needed; both routes are made alike.
-        num_labels: likewise.
     """
 
     name = "callback"
 
-    def __init__(
-        self,
-        pool: SprintInstancePool,
-        tags: Sequence[str],
-        buckets: Sequence[Bucket],
-        num_labels: int,
-    ) -> None:
+    def __init__(self, pool: SprintInstancePool, part: Part, buckets: Sequence[Bucket]) -> None:
         self._pool = pool
-        self._tags = encode_tags(list(tags))
+        self._tags = encode_tags(list(part.tags))
 
-    def targets(self, bucket: int, indices: np.ndarray) -> np.ndarray:
-        """Gives the encoded names of those segments, [B, W] uint8."""
-        return self._tags[indices]
+    def supervise(
+        self, batches: Iterable[Batch]
+    ) -> Generator[tuple[Batch, np.ndarray], None, None]:
+        """Yields each batch with the encoded names of its segments, [B, W] uint8."""
+        for batch in batches:
+            yield batch, self._tags[batch.indices]
 
     def loss(
         self, log_posteriors: jax.Array, seq_lengths: jax.Array, targets: jax.Array

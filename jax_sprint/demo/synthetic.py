@@ -8,6 +8,7 @@ from jax_sprint.demo.corpus import Corpus, Utterance
 from jax_sprint.demo.espeak import Synthesiser, Voice
 from jax_sprint.demo.features import resample
 from jax_sprint.demo.mixing import join
+from jax_sprint.demo.progress import shown
 from jax_sprint.demo.pronunciations import look_up
 from jax_sprint.demo.recordings import DIGITS
 
@@ -31,7 +32,11 @@ RATE = 16000
 
 
 def synthetic_corpus(
-    *, seed: int = 0, train_strings: int = 2400, test_strings: int = 400
+    *,
+    seed: int = 0,
+    train_strings: int = 2400,
+    test_strings: int = 400,
+    progress: bool = False,
 ) -> Corpus:
     """Lets several voices speak strings of one to four words of a small vocabulary.
 
@@ -39,6 +44,7 @@ def synthetic_corpus(
         seed: of words, voices, rates, pitches and noise.
         train_strings: strings to train on, spoken by `TRAIN_VOICES`.
         test_strings: strings to test on, spoken by `TEST_VOICES`.
+        progress: whether to show it, on standard error.
 
     Returns:
         The corpus, the same samples for the same arguments.
@@ -52,7 +58,14 @@ def synthetic_corpus(
     ):
         rng = np.random.default_rng([seed, part == "test"])
         parts[part] = []
-        for index in range(number):
+        numbers = shown(
+            range(number),
+            f"synthesising speech to {part} on",
+            total=number,
+            unit="strings",
+            enabled=progress,
+        )
+        for index in numbers:
             name = voices[index % len(voices)]
             length = int(rng.integers(1, MAX_WORDS + 1))
             words = tuple(

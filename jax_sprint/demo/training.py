@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable
@@ -12,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tqdm import tqdm
 
 from jax_sprint.demo.batches import Bucket, batch_stream, spec_augment
 from jax_sprint.demo.corpus import DemoError
@@ -24,6 +24,8 @@ from jax_sprint.demo.model import (
     frame_log_posteriors,
     output_lengths,
 )
+from jax_sprint.demo.padding import Padding
+from jax_sprint.demo.progress import shown
 from jax_sprint.demo.routes import Route
 
 __all__ = ["Recipe", "Trained", "initial_parameters", "train"]
@@ -31,7 +33,8 @@ __all__ = ["Recipe", "Trained", "initial_parameters", "train"]
 Parameters = Any
 
 _RISING_STEPS = 100
-_MOST_BUCKETS = 4
+_MOST_BUCKETS = 7
+_STEPS_OF_A_BUCKET = 100
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,8 @@ class Recipe:
 
     @property
     def num_buckets(self) -> int:
-        """At most so many shapes; each is compiled, which takes as long as some 50 steps."""
-        return min(max(self.steps // 50, 1), _MOST_BUCKETS)
+        """How many shapes to plan for; each is compiled, which takes as long as some 50 steps."""
+        return min(max(self.steps // _STEPS_OF_A_BUCKET, 1), _MOST_BUCKETS)
 
     def optimizer(self) -> optax.GradientTransformation:
         """AdamW on clipped gradients; the rate rises for 100 steps and falls like a cosine.
@@ -87,9 +90,10 @@ class Trained:
     Attributes:
         parameters: of the model.
         loss: of each step, the mean over its segments, in nats.
-        milliseconds: wall time of each step.
+        milliseconds: wall time of each step, making its batch and waiting for it included.
         frames: input frames (10 ms each) in each step, padding not counted.
         compiled: whether that step was the first of its shape.
+        padding: what was computed for nothing.
         seconds: wall time of it all.
         cpu_seconds: processor time of this process, its children not counted.
     """
@@ -99,6 +103,7 @@ class Trained:
     milliseconds: list[float] = field(default_factory=list)
     frames: list[int] = field(default_factory=list)
     compiled: list[bool] = field(default_factory=list)
+    padding: Padding = field(default_factory=Padding)
     seconds: float = 0.0
     cpu_seconds: float = 0.0
 
@@ -169,38 +174,41 @@ def train(
     )
     augmentation = np.random.default_rng([recipe.seed, 1])
     done = Trained(parameters)
-    seen: set[int] = set()
+
+    def recent() -> str:
+        last = slice(-10, None)
+        speed = 1e3 * sum(done.frames[last]) / sum(done.milliseconds[last])
+        return f"loss {np.mean(done.loss[last]):.3f}, {speed:,.0f} frames/s"
+
     began, cpu_began = time.perf_counter(), time.process_time()
-    bar = tqdm(
-        itertools.islice(stream, recipe.steps),
-        desc=f"{route.name:>8}",
-        total=recipe.steps,
-        unit="step",
-        mininterval=0.5,
-        disable=not progress,
-    )
-    for number, batch in enumerate(bar):
-        step_began = time.perf_counter()
-        targets = route.targets(batch.bucket, batch.indices)
-        masked = spec_augment(augmentation, batch.features, batch.lengths)
-        state, loss, valid = step(
-            state, masked, batch.lengths, targets, jax.random.fold_in(key, number)
+    step_began = began
+    with contextlib.closing(route.supervise(itertools.islice(stream, recipe.steps))) as supervised:
+        steps = shown(
+            supervised,
+            f"training by route {route.name}",
+            total=recipe.steps,
+            unit="steps",
+            details=recent,
+            enabled=progress,
         )
-        # Sprint without a criterion answers 0 everywhere, which would train nothing, in silence.
-        if not int(valid) or (number == 0 and float(loss) == 0.0):
-            raise DemoError(
-                f"route {route.name} has no loss for any segment of step {number + 1}, such as"
-                f" {part.tags[batch.indices[0]]!r}: Sprint skips them or has no criterion"
+        for number, (batch, targets) in enumerate(steps):
+            masked = spec_augment(augmentation, batch.features, batch.lengths)
+            state, loss, valid = step(
+                state, masked, batch.lengths, targets, jax.random.fold_in(key, number)
             )
-        done.loss.append(float(loss))
-        done.milliseconds.append(1e3 * (time.perf_counter() - step_began))
-        done.frames.append(int(batch.lengths.sum()))
-        done.compiled.append(batch.bucket not in seen)
-        seen.add(batch.bucket)
-        if number % 10 == 9:
-            recent = slice(-10, None)
-            speed = 1e3 * sum(done.frames[recent]) / sum(done.milliseconds[recent])
-            bar.set_postfix_str(f"loss {np.mean(done.loss[recent]):.3f}, {speed:,.0f} frames/s")
+            # Sprint without a criterion answers 0 everywhere, which would train nothing, in
+            # silence.
+            if not int(valid) or (number == 0 and float(loss) == 0.0):
+                raise DemoError(
+                    f"route {route.name} has no loss for any segment of step {number + 1}, such as"
+                    f" {part.tags[batch.indices[0]]!r}: Sprint skips them or has no criterion"
+                )
+            done.loss.append(float(loss))
+            now = time.perf_counter()
+            done.milliseconds.append(1e3 * (now - step_began))
+            step_began = now
+            done.frames.append(int(batch.lengths.sum()))
+            done.compiled.append(done.padding.add(batch, targets))
     done.parameters = jax.block_until_ready(state[0])
     done.seconds = time.perf_counter() - began
     done.cpu_seconds = time.process_time() - cpu_began

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_sprint.demo.batches import batch_stream, make_buckets, padding_share, spec_augment
+from jax_sprint.demo.batches import FRAME_WORTH, batch_stream, make_buckets, spec_augment
 
 lengths_lists = st.lists(st.integers(1, 400), min_size=1, max_size=60)
 
@@ -45,15 +45,55 @@ def test_no_other_bounds_pad_less(lengths, num_buckets):
     assert padded == best
 
 
-def test_strings_of_digits_waste_little():
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(
+        st.tuples(st.integers(1, 30), st.integers(0, 300)), min_size=1, max_size=7, unique=True
+    ),
+    num_buckets=st.integers(1, 3),
+)
+def test_no_other_bounds_of_lengths_and_sizes_cost_less(sizes, num_buckets):
+    """All chains of corners (longest, largest), each beyond the one before, by brute force."""
+    lengths, extents = (np.array(each) for each in zip(*sizes, strict=True))
+    buckets = make_buckets(
+        lengths.tolist(), num_buckets=num_buckets, multiple=1, sizes=extents.tolist()
+    )
+    cost = 0
+    for bucket in buckets:
+        assert lengths[bucket.members].max() <= bucket.num_frames
+        largest = extents[bucket.members].max()
+        cost += len(bucket.members) * bucket.num_frames * (FRAME_WORTH + largest)
+    members = np.concatenate([bucket.members for bucket in buckets])
+    assert sorted(members.tolist()) == list(range(len(lengths)))
+
+    corners = list(itertools.product(sorted(set(lengths)), sorted(set(extents))))
+    top = (lengths.max(), extents.max())
+    best = np.inf
+    for number in range(num_buckets):
+        for chosen in itertools.combinations(corners, number):
+            chain = [*chosen, top]
+            if any(a[0] > b[0] or a[1] > b[1] for a, b in itertools.pairwise(chain)):
+                continue
+            price = [
+                min(t * (FRAME_WORTH + n) for t, n in chain if length <= t and extent <= n)
+                for length, extent in sizes
+            ]
+            best = min(best, sum(price))
+    assert cost <= best
+
+
+def test_many_lengths_and_sizes_are_sorted_nearly_as_well():
+    """Where there are too many to try all, quantiles stand for them."""
     rng = np.random.default_rng(0)
-    lengths = [int(20 + 55 * rng.integers(1, 6) + rng.normal(0, 12)) for _ in range(2000)]
-    shares = {
-        number: padding_share(make_buckets(lengths, num_buckets=number, multiple=12), lengths)
-        for number in (1, 4)
-    }
-    assert shares[1] > 0.4
-    assert shares[4] < 0.2
+    lengths = rng.integers(100, 3000, 5000)
+    sizes = (lengths / 3 * rng.uniform(0.8, 1.2, 5000)).astype(int)
+    buckets = make_buckets(
+        lengths.tolist(), num_buckets=8, multiple=6, batch_size=32, sizes=sizes.tolist()
+    )
+    assert len(buckets) == 8
+    assert sum(len(bucket.members) for bucket in buckets) == 5000
+    padded = sum(bucket.num_frames * len(bucket.members) for bucket in buckets)
+    assert 1 - lengths.sum() / padded < 0.16
 
 
 def test_buckets_have_room_for_a_batch():

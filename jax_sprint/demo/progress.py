@@ -1,0 +1,90 @@
+"""Progress of long work: a bar where somebody looks on, a few lines elsewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+__all__ = ["shown"]
+
+_Item = TypeVar("_Item")
+
+_LINES = 4
+_DETAILS_EVERY = 10
+
+
+def shown(
+    items: Iterable[_Item],
+    what: str,
+    *,
+    total: int,
+    unit: str,
+    details: Callable[[], str] | None = None,
+    enabled: bool = True,
+) -> Iterator[_Item]:
+    """Iterates, and shows on standard error how far it is.
+
+    In a terminal and in a notebook that is a bar; elsewhere, such as in a log file, four lines.
+
+    Args:
+        items: what to iterate over.
+        what: is being done.
+        total: number of items.
+        unit: of the items, in the plural.
+        details: what else to tell.
+        enabled: whether to show anything.
+
+    Yields:
+        The items.
+    """
+    if not enabled:
+        yield from items
+    elif _in_notebook() or _in_terminal():
+        yield from _with_bar(items, what, total, unit, details)
+    else:
+        yield from _with_lines(items, what, total, unit, details)
+
+
+def _with_bar(
+    items: Iterable[_Item], what: str, total: int, unit: str, details: Callable[[], str] | None
+) -> Iterator[_Item]:
+    with _kind_of_bar()(desc=what, total=total, unit=f" {unit}", mininterval=0.2) as bar:
+        for number, item in enumerate(items, 1):
+            yield item
+            if details is not None and number % _DETAILS_EVERY == 0:
+                bar.set_postfix_str(details(), refresh=False)
+            bar.update()
+
+
+def _with_lines(
+    items: Iterable[_Item], what: str, total: int, unit: str, details: Callable[[], str] | None
+) -> Iterator[_Item]:
+    told = 0
+    for number, item in enumerate(items, 1):
+        yield item
+        if number * _LINES // max(total, 1) > told:
+            told = number * _LINES // max(total, 1)
+            more = "" if details is None else f", {details()}"
+            print(f"{what}: {number:,} of {total:,} {unit}{more}", file=sys.stderr, flush=True)
+
+
+def _in_terminal() -> bool:
+    return sys.stderr.isatty()
+
+
+def _in_notebook() -> bool:
+    # Who runs in a notebook's kernel has imported IPython before.
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return shell is not None and hasattr(shell, "kernel")
+
+
+def _kind_of_bar() -> Any:
+    if _in_notebook() and importlib.util.find_spec("ipywidgets") is not None:
+        from tqdm.notebook import tqdm as widget
+
+        return widget
+    return tqdm
