@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_sprint.automata import _packing
-from jax_sprint.automata._validate import check_edge_list
+from jax_sprint.automata._packing import pack
+from jax_sprint.automata._sizes import SIZES
+from jax_sprint.automata._states import group_states
+from jax_sprint.automata._validate import check_edge_list, check_marks, check_start_end
 
 __all__ = ["Automata"]
 
@@ -26,16 +28,25 @@ _LEAVES = (
     "edge_position",
     "state_ids",
     "num_states",
-    "start_end",
+    "start_states",
+    "start_weights",
+    "end_states",
+    "end_weights",
     "node_label",
-    "node_final",
+    "node_start",
+    "node_end",
     "node_slot",
     "slot_label",
     "in_arc",
     "in_node",
     "out_arc",
     "out_node",
+    "last_arc",
+    "last_end",
+    "last_slot",
 )
+
+_LEARNT = ("weights", "start_weights", "end_weights")
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=_LEAVES, meta_fields=("num_labels", "band"))
@@ -45,7 +56,7 @@ class Automata:
 
     Made by `from_edges`; not to be constructed by hand.  Every leaf leads with the batch axis B, so
     that one `PartitionSpec("batch")` fits the whole tree.  Leaves are numpy arrays until a
-    computation uses them.  Below, E, S, N, U, K and O are padded sizes (`sizes` tells them).
+    computation uses them.  Below, E, S, A, Z, N, U, K, O and J are padded sizes (see `sizes`).
 
     Attributes:
         weights: [B, E] float32, cost of each edge in nats (-log), in the order in which
@@ -56,16 +67,24 @@ class Automata:
         edge_position: [B, E] int32, column of the edge in the list given; -1 on padding.
         state_ids: [B, S] uint32, the states' numbers in the list given; 0 on padding.
         num_states: [B] int32.
-        start_end: [B, 2] int32, start and end state, numbered within the sequence.
-        node_label: [B, N] int32, label of each node (state and emission); -1 for the start node
-            and on padding.
-        node_final: [B, N] bool, whether the node's state is the end state.
+        start_states: [B, A] int32, start states, numbered within the sequence; -1 on padding.
+        start_weights: [B, A] float32, cost of starting there, in nats; 0 on padding, where it is
+            ignored.  May be learnt.
+        end_states, end_weights: [B, Z], likewise.
+        node_label: [B, N] int32, label of each node (state and emission); -1 for the first A
+            nodes, those of the start states, and on padding.
+        node_start: [B, N] int32, place in `start_states` where the node is a start; else -1.
+        node_end: [B, N] int32, place in `end_states` of the node's state; -1 if it is none.
         node_slot: [B, N] int32, place of the node's label in `slot_label`; U where there is none.
         slot_label: [B, U] int32, the distinct labels of the sequence; -1 on padding.
         in_arc: [B, K, N] int32, edge by which slot k enters the node; -1 where there is none.
         in_node: [B, K, N] int32, node from which slot k comes; None in a band, where it is v - k.
         out_arc, out_node: [B, O, N] int32, the same arcs by the node that they leave; None in a
             band.
+        last_arc: [B, J, N] int32, edges that lead from the node into an end state that no edge
+            leaves; -1 where there is none.
+        last_end, last_slot: [B, J, N] int32, place of that end state in `end_states` and of the
+            edge's label in `slot_label` (U where there is none).
         num_labels: number of labels L that the posteriors must have, or None: not checked.
         band: width of the band, or 0 where the arcs form none.
     """
@@ -77,15 +96,22 @@ class Automata:
     edge_position: Array
     state_ids: Array
     num_states: Array
-    start_end: Array
+    start_states: Array
+    start_weights: Array
+    end_states: Array
+    end_weights: Array
     node_label: Array
-    node_final: Array
+    node_start: Array
+    node_end: Array
     node_slot: Array
     slot_label: Array
     in_arc: Array
     in_node: Array | None
     out_arc: Array | None
     out_node: Array | None
+    last_arc: Array
+    last_end: Array
+    last_slot: Array
     num_labels: int | None
     band: int
 
@@ -94,8 +120,12 @@ class Automata:
         cls,
         edges: Any,
         weights: Any,
-        start_end_states: Any,
+        start_end_states: Any = None,
         *,
+        start_states: Any = None,
+        start_weights: Any = None,
+        end_states: Any = None,
+        end_weights: Any = None,
         num_labels: int | None = None,
         pad_to: Mapping[str, int] | Automata | None = None,
     ) -> Automata:
@@ -107,6 +137,11 @@ class Automata:
                 Edges of several sequences may be interleaved.
             weights: [E] float32, cost of each edge in nats; +inf forbids an edge.
             start_end_states: [2, B] uint32, the start and the end state of each sequence.
+            start_states: in place of `start_end_states`, [2, A] uint32, any number of start states
+                (row 0) of the sequences (row 1).
+            start_weights: [A] float32, cost of starting there in nats; None: 0.
+            end_states: [2, Z] uint32, likewise; given if and only if `start_states` is.
+            end_weights: [Z] float32, cost of ending there; None: 0.
             num_labels: number of labels L of the posteriors; checked here against the emissions,
                 and against the posteriors when a kernel is traced.
             pad_to: padded sizes by name, as in `sizes`, or an `Automata` whose sizes to take; for
@@ -118,57 +153,33 @@ class Automata:
         Raises:
             ValueError: wrong dtype, rank or length, a sequence or emission index out of range, an
                 end state before its start state, an edge that does not belong to its sequence, a
-                weight that is NaN or -inf, or a size in `pad_to` that is too small or unknown.
+                weight that is NaN or -inf, a sequence without a start or an end state, or a size
+                in `pad_to` that is too small or unknown.
         """
-        edges, weights, states = check_edge_list(edges, weights, start_end_states, num_labels)
+        if (start_end_states is None) == (start_states is None) or (
+            (start_states is None) != (end_states is None)
+        ):
+            raise ValueError(
+                "give either start_end_states, one start and one end state per sequence, or "
+                "start_states and end_states"
+            )
+        if start_states is None:
+            if start_weights is not None or end_weights is not None:
+                raise ValueError("start_weights and end_weights need start_states and end_states")
+            marks = check_start_end(start_end_states)
+            limits = np.asarray(start_end_states)
+        else:
+            marks = check_marks(start_states, start_weights, end_states, end_weights)
+            limits = None
+        edges, weights = check_edge_list(edges, weights, marks.num_sequences, num_labels)
         if isinstance(pad_to, Automata):
             pad_to = pad_to.sizes
         sizes = dict(pad_to or {})
-        unknown = sorted(set(sizes) - set(_packing.SIZES))
+        unknown = sorted(set(sizes) - set(SIZES))
         if unknown:
-            raise ValueError(f"pad_to has unknown sizes {unknown}; known: {list(_packing.SIZES)}")
-
-        ids, sequence, from_place, to_place, ends = _packing.group_states(edges, states)
-        num_sequences = states.shape[1]
-        edge_sequence = edges[3].astype(np.int64)
-        position = np.arange(edges.shape[1])
-        if (np.diff(edge_sequence) < 0).any():
-            position = np.argsort(edge_sequence, kind="stable")
-            edge_sequence = edge_sequence[position]
-            from_place, to_place = from_place[position], to_place[position]
-        emission = edges[2, position].astype(np.int64)
-        edge_rank, edge_counts = _packing._ranks(edge_sequence, num_sequences)
-        state_rank, state_counts = _packing._ranks(sequence, num_sequences)
-        tables, band = _packing.node_tables(
-            sequence, from_place, to_place, emission, edge_sequence, edge_rank, ends, sizes
-        )
-
-        most = int(edge_counts.max(initial=0))
-        width = _packing._fix(sizes, "edges", most, _packing.bucket(most))
-        place = edge_sequence * width + edge_rank
-
-        def spread(values: np.ndarray, dtype: type, fill: int = 0) -> np.ndarray:
-            out = np.full(num_sequences * width, fill, dtype)
-            out[place] = values
-            return out.reshape(num_sequences, width)
-
-        most = int(state_counts.max(initial=0))
-        columns = _packing._fix(sizes, "states", most, _packing.bucket(most))
-        state_ids = np.zeros((num_sequences, columns), np.uint32)
-        state_ids[sequence, state_rank] = ids
-        return cls(
-            weights=spread(weights[position], np.float32),
-            edge_from=spread(state_rank[from_place], np.int32),
-            edge_to=spread(state_rank[to_place], np.int32),
-            edge_emission=spread(emission, np.int32),
-            edge_position=spread(position, np.int32, -1),
-            state_ids=state_ids,
-            num_states=state_counts.astype(np.int32),
-            start_end=state_rank[ends].T.astype(np.int32).copy(),
-            num_labels=num_labels,
-            band=band,
-            **tables,
-        )
+            raise ValueError(f"pad_to has unknown sizes {unknown}; known: {list(SIZES)}")
+        grouped = group_states(edges, marks, limits)
+        return cls(**pack(grouped, marks, edges, weights, sizes), num_labels=num_labels)
 
     def to_edges(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The inverse of `from_edges`.
@@ -180,6 +191,35 @@ class Automata:
             sequences before it.
 
         Raises:
+            ValueError: if the leaves are traced, or a sequence has several start or end states, or
+                one at a cost, which this layout cannot express; see `to_arguments`.
+        """
+        arguments = self.to_arguments()
+        states = []
+        for kind in ("start", "end"):
+            given, costs = arguments[f"{kind}_states"], arguments[f"{kind}_weights"]
+            counts = np.bincount(given[1], minlength=1)
+            if (counts > 1).any() or (costs != 0).any():
+                at = (
+                    int(np.argmax(counts > 1))
+                    if (counts > 1).any()
+                    else int(given[1, np.argmax(costs != 0)])
+                )
+                raise ValueError(
+                    f"sequence {at} has several {kind} states, or one at a cost: to_edges() cannot "
+                    "express that; take to_arguments()"
+                )
+            states.append(given[0])
+        return arguments["edges"], arguments["weights"], np.stack(states)
+
+    def to_arguments(self) -> dict[str, np.ndarray]:
+        """What `from_edges` takes, by name, with `start_states` and so on.
+
+        Returns:
+            `edges`, `weights`, `start_states`, `start_weights`, `end_states` and `end_weights`, the
+            edges in the order in which `from_edges` got them, starts and ends by sequence.
+
+        Raises:
             ValueError: if the leaves are traced.
         """
         try:
@@ -187,20 +227,28 @@ class Automata:
         except Exception as error:
             raise ValueError("to_edges needs concrete leaves; call it outside of jit") from error
         if position.ndim == 1:
-            return jax.tree_util.tree_map(lambda leaf: leaf[None], self).to_edges()
+            return jax.tree_util.tree_map(lambda leaf: leaf[None], self).to_arguments()
         b, e = np.nonzero(position >= 0)
         order = np.argsort(position[b, e], kind="stable")
         b, e = b[order], e[order]
-        ids, ends = np.asarray(self.state_ids), np.asarray(self.start_end)
-        edges = np.stack(
-            [
-                ids[b, np.asarray(self.edge_from)[b, e]],
-                ids[b, np.asarray(self.edge_to)[b, e]],
-                np.asarray(self.edge_emission)[b, e].astype(np.uint32),
-                b.astype(np.uint32),
-            ]
-        )
-        return edges, np.asarray(self.weights)[b, e], np.take_along_axis(ids, ends, axis=1).T.copy()
+        ids = np.asarray(self.state_ids)
+        result = {
+            "edges": np.stack(
+                [
+                    ids[b, np.asarray(self.edge_from)[b, e]],
+                    ids[b, np.asarray(self.edge_to)[b, e]],
+                    np.asarray(self.edge_emission)[b, e].astype(np.uint32),
+                    b.astype(np.uint32),
+                ]
+            ),
+            "weights": np.asarray(self.weights)[b, e],
+        }
+        for kind in ("start", "end"):
+            states = np.asarray(getattr(self, f"{kind}_states"))
+            b, place = np.nonzero(states >= 0)
+            result[f"{kind}_states"] = np.stack([ids[b, states[b, place]], b.astype(np.uint32)])
+            result[f"{kind}_weights"] = np.asarray(getattr(self, f"{kind}_weights"))[b, place]
+        return result
 
     @property
     def batch_size(self) -> int:
@@ -213,9 +261,12 @@ class Automata:
         sizes = {
             "edges": self.weights.shape[-1],
             "states": self.state_ids.shape[-1],
+            "starts": self.start_states.shape[-1],
+            "ends": self.end_states.shape[-1],
             "nodes": self.node_label.shape[-1],
             "slots": self.slot_label.shape[-1],
             "band": self.band,
+            "last_arcs": self.last_arc.shape[-2],
         }
         if self.out_arc is not None:
             sizes |= {"in_arcs": self.in_arc.shape[-2], "out_arcs": self.out_arc.shape[-2]}
@@ -338,31 +389,29 @@ class Automata:
         labels = {batch.num_labels for batch in batches}
         if len(labels) > 1:
             raise ValueError(f"concat of automata with different num_labels: {labels}")
-        edges, states, sequences, state_offset = [], [], 0, 0
-        plain = [
-            dataclasses.replace(batch, weights=np.zeros(batch.weights.shape, np.float32))[:]
-            for batch in batches
-        ]
-        for batch in plain:
-            part, _, part_states = batch.to_edges()
-            shift = np.array([[state_offset], [state_offset], [0], [sequences]], np.uint32)
-            edges.append(part + shift)
-            states.append(part_states + np.uint32(state_offset))
-            sequences += batch.batch_size
-            state_offset += int(np.sum(batch.num_states))
-        joined = np.concatenate(edges, axis=1)
-        packed = cls.from_edges(
-            joined,
-            np.zeros(joined.shape[1], np.float32),
-            np.concatenate(states, axis=1),
-            num_labels=labels.pop(),
-            pad_to=pad_to,
-        )
-        width = packed.weights.shape[1]
-        concrete = all(isinstance(batch.weights, np.ndarray) for batch in batches)
-        xp = np if concrete else jnp
-        rows = []
+        parts: list[dict[str, np.ndarray]] = []
+        sequences = offset = 0
         for batch in batches:
-            leaf = batch.weights[:, :width]
-            rows.append(xp.pad(leaf, ((0, 0), (0, width - leaf.shape[1]))))
-        return dataclasses.replace(packed, weights=xp.concatenate(rows, axis=0))
+            traced = {
+                name: np.zeros(np.shape(getattr(batch, name)), np.float32) for name in _LEARNT
+            }
+            part = dataclasses.replace(batch, **traced)[:].to_arguments()
+            part["edges"] += np.array([[offset], [offset], [0], [sequences]], np.uint32)
+            for name in ("start_states", "end_states"):
+                part[name] += np.array([[offset], [sequences]], np.uint32)
+            parts.append(part)
+            sequences += batch.batch_size
+            offset += int(np.sum(batch.num_states))
+        joined = {
+            name: np.concatenate([part[name] for part in parts], axis=-1) for name in parts[0]
+        }
+        packed = cls.from_edges(**joined, num_labels=labels.pop(), pad_to=pad_to)
+        learnt = {}
+        for name in _LEARNT:
+            width = getattr(packed, name).shape[1]
+            concrete = all(isinstance(getattr(batch, name), np.ndarray) for batch in batches)
+            xp = np if concrete else jnp
+            rows = [getattr(batch, name)[:, :width] for batch in batches]
+            rows = [xp.pad(row, ((0, 0), (0, width - row.shape[1]))) for row in rows]
+            learnt[name] = xp.concatenate(rows, axis=0)
+        return dataclasses.replace(packed, **learnt)

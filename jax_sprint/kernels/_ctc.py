@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_sprint.kernels._inputs import at_least_one_frame
-from jax_sprint.kernels._partition import Layout, partition
-from jax_sprint.kernels._recursion import Graph
+from jax_sprint.kernels._partition import Layout, Problem, partition
+from jax_sprint.kernels._recursion import Graph, Links
 
 __all__ = ["ctc_loss"]
 
@@ -59,7 +59,9 @@ def _tables(labels: Array, lengths: Array, blank: Array) -> tuple[Graph, Layout]
         in_node=None,
         out_arc=None,
         out_node=None,
-        final=(node == ends) | (node == ends + 1),
+        start=jnp.broadcast_to(jnp.where(node == 0, 0, -1), (batch, nodes)),
+        end=jnp.where((node == ends) | (node == ends + 1), 0, -1),
+        last=None,
     )
     return graph, Layout(label=label, slot=jnp.where(used, slot, most + 1), slot_label=slot_label)
 
@@ -87,18 +89,18 @@ def _run(
     # Each path takes one label per frame, so the softmax's normaliser comes out of the sum.
     normaliser = jax.nn.logsumexp(logits.astype(dtype), axis=2).T
     normaliser = jnp.where(real, normaliser, 0.0)
-    loss = partition(
-        1,
-        logits,
-        jnp.ones((), dtype),
-        jnp.zeros(layout.label.shape, dtype),
-        jnp.zeros((labels.shape[0], 1), dtype),
-        -normaliser,
-        graph,
-        layout,
-        real,
-        broken,
+    nothing = jnp.zeros((labels.shape[0], 1), dtype)
+    problem = Problem(
+        am_scale=jnp.ones((), dtype),
+        bias=jnp.zeros(layout.slot_label.shape, dtype),
+        links=Links(nothing, nothing, nothing),
+        offset=-normaliser,
+        graph=graph,
+        layout=layout,
+        real=real,
+        broken=broken,
     )
+    loss = partition(1, logits, problem)
     return jnp.where(loss == jnp.inf, -log_epsilon.astype(dtype), loss)
 
 

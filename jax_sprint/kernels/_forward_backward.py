@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jax_sprint.automata import Automata
 from jax_sprint.kernels._inputs import at_least_one_frame, check, prepare
-from jax_sprint.kernels._partition import label_posteriors, solve
+from jax_sprint.kernels._partition import label_posteriors, only, solve
 
 __all__ = ["forward_backward"]
 
@@ -43,10 +43,10 @@ def _run(
         log_prior,
         prior_scale,
     )
-    loss, counts, _ = solve(time_axis, at_least_one_frame(log_posteriors, time_axis), *problem)
-    node = jnp.where(jnp.isfinite(loss)[None, :, None], counts.node, 0.0)
-    node = node[:num_frames]
-    return loss, label_posteriors(node, problem.layout, num_labels, time_axis)
+    loss, counts, _ = solve(time_axis, at_least_one_frame(log_posteriors, time_axis), problem)
+    counts = only(counts, jnp.isfinite(loss))
+    posteriors = label_posteriors(counts, problem, num_labels, time_axis)
+    return loss, jax.lax.slice_in_dim(posteriors, 0, num_frames, axis=time_axis)
 
 
 def forward_backward(

@@ -7,32 +7,19 @@ JAX clamps indices and would return a silently good loss.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jax_sprint.automata import Automata
-from jax_sprint.kernels._partition import Layout
-from jax_sprint.kernels._recursion import Graph
+from jax_sprint.kernels._partition import Layout, Problem
+from jax_sprint.kernels._recursion import Graph, Last, Links
 
-__all__ = ["Problem", "at_least_one_frame", "check", "prepare"]
+__all__ = ["at_least_one_frame", "check", "prepare"]
 
 Array = Any
-
-
-class Problem(NamedTuple):
-    """What the recursions take; see `_partition.partition`."""
-
-    am_scale: Array
-    bias: Array
-    arcs: Array
-    offset: Array | None
-    graph: Graph
-    layout: Layout
-    real: Array
-    broken: Array
 
 
 def _concrete(value: Any) -> np.ndarray | None:
@@ -134,31 +121,42 @@ def prepare(
             array = jnp.broadcast_to(array[None], (batch, *array.shape))
         return array
 
-    label, slot_label = leaf(automata.node_label), leaf(automata.slot_label)
-    weights = leaf(automata.weights).astype(dtype)
+    slot_label = leaf(automata.slot_label)
     seq_lengths = seq_lengths.astype(jnp.int32)
     broken = (seq_lengths < 0) | (seq_lengths > num_frames)
     broken = broken | jnp.any(slot_label >= num_labels, axis=1)
     tdp_scale = jnp.asarray(tdp_scale, dtype)
-    arcs = jnp.where(weights == jnp.inf, -jnp.inf, -tdp_scale * weights)
-    arcs = jnp.where(leaf(automata.edge_position) >= 0, arcs, 0.0)
-    bias = jnp.zeros(label.shape, dtype)
+
+    def scored(weights: Any, known: Any) -> Array:
+        """Log-scores of costs; a forbidden edge stays forbidden at any scale."""
+        weights = leaf(weights).astype(dtype)
+        scores = jnp.where(weights == jnp.inf, -jnp.inf, -tdp_scale * weights)
+        return jnp.where(leaf(known) >= 0, scores, 0.0)
+
+    bias = jnp.zeros(slot_label.shape, dtype)
     if log_prior is not None:
         prior = jnp.asarray(log_prior).astype(dtype) * -jnp.asarray(prior_scale, dtype)
-        bias = jnp.where(label >= 0, prior[jnp.clip(label, 0, max(num_labels - 1, 0))], 0.0)
+        index = jnp.clip(slot_label, 0, max(num_labels - 1, 0))
+        bias = jnp.where(slot_label >= 0, prior[index], 0.0)
     return Problem(
         am_scale=jnp.asarray(am_scale, dtype),
         bias=bias,
-        arcs=arcs,
+        links=Links(
+            scored(automata.weights, automata.edge_position),
+            scored(automata.start_weights, automata.start_states),
+            scored(automata.end_weights, automata.end_states),
+        ),
+        offset=None,
         graph=Graph(
             in_arc=leaf(automata.in_arc),
             in_node=leaf(automata.in_node),
             out_arc=leaf(automata.out_arc),
             out_node=leaf(automata.out_node),
-            final=leaf(automata.node_final),
+            start=leaf(automata.node_start),
+            end=leaf(automata.node_end),
+            last=Last(leaf(automata.last_arc), leaf(automata.last_end), leaf(automata.last_slot)),
         ),
-        offset=None,
-        layout=Layout(label=label, slot=leaf(automata.node_slot), slot_label=slot_label),
+        layout=Layout(leaf(automata.node_label), leaf(automata.node_slot), slot_label),
         real=jax.lax.broadcasted_iota(jnp.int32, (max(num_frames, 1), 1), 0)
         < jnp.clip(seq_lengths, 0, num_frames)[None],
         broken=broken,

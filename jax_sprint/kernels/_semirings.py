@@ -79,6 +79,8 @@ class Semiring(Protocol):
 
     def ratio(self, a: Value, b: Value) -> Array: ...
 
+    def over(self, a: Value, b: Value) -> Value: ...
+
 
 class _Scaled:
     """Sums of products, each value with an exponent of its own."""
@@ -143,6 +145,12 @@ class _Scaled:
         scale = power_of_two(jnp.minimum(a[1] - b[1], 100), a[0].dtype)
         return jnp.where(zero, 0.0, a[0] * scale / jnp.where(zero, 1.0, b[0]))
 
+    def over(self, a: Value, b: Value) -> Value:
+        """a / b where a is zero if b is."""
+        zero = b[0] == 0
+        mantissa = a[0] / jnp.where(zero, jnp.ones_like(b[0]), b[0])
+        return mantissa, jnp.where(zero, FLOOR, a[1] - b[1])
+
 
 class _Log:
     """Log-scores; plus is logsumexp.  Differentiable, with zero derivatives at -inf."""
@@ -175,6 +183,9 @@ class _Log:
 
     def ratio(self, a: Value, b: Value) -> Array:
         return self._exp(a[0], jnp.where(b[0] == -jnp.inf, 0.0, b[0]))
+
+    def over(self, a: Value, b: Value) -> Value:
+        return (a[0] - jnp.where(b[0] == -jnp.inf, 0.0, b[0]),)
 
     @staticmethod
     def _exp(scores: Array, reference: Array) -> Array:

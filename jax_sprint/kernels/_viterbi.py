@@ -14,9 +14,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from jax_sprint.automata import Automata
-from jax_sprint.kernels._inputs import Problem, at_least_one_frame, check, prepare
-from jax_sprint.kernels._partition import clean_arcs, node_scores
-from jax_sprint.kernels._recursion import arc_scores, predecessors, zero_like
+from jax_sprint.kernels._inputs import at_least_one_frame, check, prepare
+from jax_sprint.kernels._partition import Problem, clean, last_label, node_scores
+from jax_sprint.kernels._recursion import (
+    at_frame,
+    at_index,
+    flat_shape,
+    predecessors,
+    varying_zero,
+)
 
 __all__ = ["viterbi"]
 
@@ -49,14 +55,12 @@ def _best_first(high: Array, low: Array, key: Array) -> tuple[Array, Array, Arra
 
 def _solve(time_axis: int, log_posteriors: Array, problem: Problem) -> tuple[Array, Array]:
     graph, layout, real = problem.graph, problem.layout, problem.real
-    scores, _, bad = node_scores(
-        log_posteriors, problem.am_scale, problem.bias, None, layout, real, time_axis
-    )
-    arcs, bad_arcs = clean_arcs(problem.arcs)
-    bad = bad | bad_arcs | problem.broken
+    scores = node_scores(time_axis, log_posteriors, problem)
+    links, bad = clean(problem.links)
+    bad = bad | scores.bad | problem.broken
     slots, nodes = graph.in_arc.shape[1:]
-    weights = arc_scores(arcs, graph.in_arc)
-    zero = zero_like(scores, arcs, real)
+    weights = at_index(links.arcs, graph.in_arc)
+    zero = varying_zero(scores.node, links, real)
     node = lax.broadcasted_iota(jnp.int32, (1, nodes), 1)
     source = graph.in_node
     if source is None:
@@ -64,37 +68,62 @@ def _solve(time_axis: int, log_posteriors: Array, problem: Problem) -> tuple[Arr
     # Ties go to the edge that comes first in the edge list, then to the first node.
     keys = graph.in_arc * nodes + jnp.broadcast_to(source, graph.in_arc.shape)
 
-    def step(best: tuple[Array, Array], frame: tuple[Array, Array]) -> tuple:
-        counts, emission = frame
+    def enter(best: tuple[Array, Array]) -> tuple[Array, Array, Array]:
         before, error = (
             jnp.stack([predecessors(part, graph, slot, absent) for slot in range(slots)], axis=1)
             for part, absent in zip(best, (-jnp.inf, 0.0), strict=True)
         )
-        high, low, key = _best_first(*_add(before, error, weights), keys)
+        return _best_first(*_add(before, error, weights), keys)
+
+    def step(best: tuple[Array, Array], frame: tuple[Array, Array]) -> tuple:
+        counts, emission = frame
+        high, low, key = enter(best)
         high, low = _add(high, low, emission)
         counts = counts[:, None]
         best = jnp.where(counts, high, best[0]), jnp.where(counts, low, best[1])
         return best, jnp.maximum(key, 0) % nodes
 
-    start = jnp.where(node == 0, zero, -jnp.inf), zero
+    frame = lax.broadcasted_iota(jnp.int32, real.shape, 0)
+    last = jnp.max(jnp.where(real, frame, -1), axis=0)
+    inner = real & (frame < last[None])
+    start = zero + at_index(links.starts, graph.start), zero
+    end = at_index(links.ends, graph.end)
     best: tuple[Array, Array]
     back: Array
-    best, back = lax.scan(step, start, (real, scores))
-    high, low = best
+    best, back = lax.scan(step, start, (inner, scores.node))
 
-    high = jnp.where(graph.final, high, -jnp.inf)
-    top = jnp.max(high, axis=1, keepdims=True)
-    low = jnp.where(high == top, low, -jnp.inf)
-    end = jnp.argmax(low, axis=1).astype(jnp.int32)
-    score = top[:, 0] + jnp.where(top[:, 0] == -jnp.inf, 0.0, jnp.max(low, axis=1))
+    # All ways to take the last frame, by the edge: into nodes, and into what nothing leaves.
+    high, low, key = enter(best)
+    high, low = _add(*_add(high, low, at_frame(scores.node, last)), end)
+    ways = [(high[:, None], low[:, None], key[:, None], layout.label[:, None])]
+    if graph.last is not None:
+        arc = graph.last.arc
+        score = at_index(links.arcs, arc)
+        into = at_index(links.ends, jnp.where(arc >= 0, graph.last.end, -1))
+        high, low = _add(*(jnp.broadcast_to(part[:, None], arc.shape) for part in best), score)
+        high, low = _add(*_add(high, low, into), scores.last)
+        ways.append((high, low, arc * nodes + node[None], last_label(problem)))
+    high, low, key, label = (
+        jnp.concatenate([way[part].reshape(flat_shape(way[part])) for way in ways], axis=1)
+        for part in range(4)
+    )
+    top, error, chosen = (
+        part[:, 0] for part in _best_first(high[..., None], low[..., None], key[..., None])
+    )
+    # Several ways may share the key: an edge stands for one label.
+    final_label = jnp.max(jnp.where(key == chosen[:, None], label, -1), axis=1)
+    at = jnp.maximum(chosen, 0) % nodes
+    empty = jnp.max(start[0] + end, axis=1)
+    score = jnp.where(last >= 0, top + jnp.where(top == -jnp.inf, 0.0, error), empty)
 
     def trace(at: Array, frame: tuple[Array, Array]) -> tuple[Array, Array]:
         counts, before = frame
         previous = jnp.take_along_axis(before, at[:, None], axis=1, mode="clip")[:, 0]
         return jnp.where(counts, previous, at), at
 
-    _, path = lax.scan(trace, end, (real, back), reverse=True)
+    _, path = lax.scan(trace, at, (inner, back), reverse=True)
     label = jnp.take_along_axis(layout.label[None], path[:, :, None], axis=2, mode="clip")[..., 0]
+    label = jnp.where(frame == last[None], final_label[None], label)
     shown = real & ((score > -jnp.inf) & ~bad)[None]
     return jnp.where(shown, label, -1), jnp.where(bad, jnp.nan, score)
 

@@ -42,7 +42,7 @@ def _loss(
         log_prior,
         prior_scale,
     )
-    return partition(time_axis, at_least_one_frame(log_posteriors, time_axis), *problem)
+    return partition(time_axis, at_least_one_frame(log_posteriors, time_axis), problem)
 
 
 def full_sum_loss(
