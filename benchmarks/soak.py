@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import gc
 import os
 import platform
 import queue
@@ -75,10 +76,9 @@ class Assassin(threading.Thread):
     def run(self) -> None:
         while (delay := self._orders.get()) is not None:
             time.sleep(delay)
+            # Of a zombie there is no command line any more.
             victims = [
-                child
-                for child in psutil.Process().children()
-                if child.status() != psutil.STATUS_ZOMBIE and str(CHILD) in _command(child)
+                child for child in psutil.Process().children() if str(CHILD) in _command(child)
             ]
             if victims:
                 kind = self._random.choice((signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM))
@@ -146,6 +146,12 @@ def soak(
     assassin.order(None)
     assassin.join()
     after = _held(me)
+    patience = time.monotonic() + 5.0
+    while any(b > a for a, b in zip(before, after, strict=True)) and time.monotonic() < patience:
+        # The system takes a moment to tell of the end of a thread or a process.
+        gc.collect()
+        time.sleep(0.05)
+        after = _held(me)
     if stats["requests"] != done or stats["failures"]:
         problems.append(f"of {done} requests {stats['requests']:.0f} were answered")
     if any(b > a for a, b in zip(before, after, strict=True)):
