@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from jax_sprint.bridge.copier import Copier, spare_cores
 from jax_sprint.bridge.options import SprintOptions
 from jax_sprint.bridge.reader import Inspect, ReaderThread
 from jax_sprint.bridge.stats import Statistics
@@ -39,6 +40,7 @@ class Crew:
         self._stats = stats
         self._inspect = inspect
         self._queue = WorkQueue()
+        self._copier = Copier(spare_cores(options.num_instances))
         self._readers: list[ReaderThread] = []
         self._lock = threading.Lock()
         self._closed = False
@@ -99,7 +101,12 @@ class Crew:
     def _grow(self, count: int) -> None:
         for _ in range(min(count, self._options.num_instances - len(self._readers))):
             reader = ReaderThread(
-                self._options, self._queue, self._stats, len(self._readers), self._inspect
+                self._options,
+                self._queue,
+                self._stats,
+                len(self._readers),
+                self._inspect,
+                self._copier,
             )
             reader.start()
             self._readers.append(reader)
@@ -155,3 +162,4 @@ class Crew:
                 if time.monotonic() > deadline:
                     logger.warning("%s does not end", reader.name)
                     break
+        self._copier.close()

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from jax_sprint.bridge import replies
+from jax_sprint.bridge.copier import Copier
 from jax_sprint.bridge.handshake import DEATH_PATIENCE, shake_hands
 from jax_sprint.bridge.options import OptionsLike, SprintOptions
 from jax_sprint.bridge.process import ChildProcess
@@ -65,6 +66,8 @@ class SprintSubprocessInstance:
 
     # A pool ends its instances itself, each in the thread that uses it.
     _end_at_exit = True
+    # Helps with large copies; also a pool's.
+    _copier: Copier | None = None
 
     def __init__(self, options: OptionsLike, *, start: bool = True) -> None:
         self.options = SprintOptions.coerce(options)
@@ -180,10 +183,11 @@ class SprintSubprocessInstance:
         rows, columns = posteriors.shape
 
         def ask(child: ChildProcess, timeout: float) -> bool:
+            arguments = (seg_name, posteriors, timeout, refuse_nan, self._copier)
             if posteriors.dtype == np.float32:
-                return child.protocol.ask_loss(seg_name, posteriors, timeout, refuse_nan)
+                return child.protocol.ask_loss(*arguments)
             with np.errstate(over="ignore"):
-                return child.protocol.ask_loss(seg_name, posteriors, timeout, refuse_nan)
+                return child.protocol.ask_loss(*arguments)
 
         return self._send(seg_name, ask, 4 * rows * columns, (rows, columns))
 
@@ -216,7 +220,7 @@ class SprintSubprocessInstance:
         # Twice the data: also a float64 error signal is accepted.
         result = self._read(replies.SLACK_BYTES + 8 * shape[0] * shape[1])
         try:
-            loss, error_signal = replies.parse_loss(result, shape, out)
+            loss, error_signal = replies.parse_loss(result, shape, out, self._copier)
         except FormatError as error:
             self._fail(SprintProtocolError, str(error), segment)
         return segment, loss, error_signal
@@ -314,7 +318,8 @@ class SprintSubprocessInstance:
         self._fail(SprintProtocolError, "Sprint sent an answer that nobody asked for", segment)
 
     def _read(self, max_bytes: int | None) -> tuple:
-        child, (segment, _, _) = self._first()
+        child, segment = self._child, self._pending[0].segment
+        assert child is not None
         try:
             answer = child.protocol.answer(self._left(), max_bytes)
         except (PeerClosedError, WireTimeoutError) as error:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jax_sprint.bridge.copier import Copier
 from jax_sprint.bridge.replies import copy_unless_nan, holds_nan
 from jax_sprint.sprint_side.jax_sprint_control import wire_v2
 from jax_sprint.sprint_side.jax_sprint_control.wire import (
@@ -54,7 +55,14 @@ class VersionOne:
         """Whether such a request may be sent while others are under way: never."""
         return False
 
-    def ask_loss(self, name: str, log_posteriors: np.ndarray, timeout: float, refuse: bool) -> bool:
+    def ask_loss(
+        self,
+        name: str,
+        log_posteriors: np.ndarray,
+        timeout: float,
+        refuse: bool,
+        copier: Copier | None = None,
+    ) -> bool:
         """Sends posteriors [T, L]; with `refuse`, False and nothing is sent if they hold NaN."""
         if refuse and holds_nan(log_posteriors):
             return False
@@ -126,14 +134,10 @@ class VersionTwo:
         """
         if not self._asked:
             return True
-        waiting = wire_v2.message_bytes(name.encode())
-        if data_bytes and self._memory is None:
+        waiting = self._pipe_bytes + wire_v2.message_bytes(name)
+        if self._memory is None:
             waiting += data_bytes
-        if (
-            len(self._asked) >= self._limit
-            or self._pipe_bytes + waiting > _PIPE_BYTES
-            or self._not_taken is not None
-        ):
+        if len(self._asked) >= self._limit or waiting > _PIPE_BYTES or self._not_taken is not None:
             return False
         if self._memory is None:
             return True
@@ -142,7 +146,14 @@ class VersionTwo:
             return not data_bytes and not self._asked[-1].end
         return self._place(data_bytes) is not None
 
-    def ask_loss(self, name: str, log_posteriors: np.ndarray, timeout: float, refuse: bool) -> bool:
+    def ask_loss(
+        self,
+        name: str,
+        log_posteriors: np.ndarray,
+        timeout: float,
+        refuse: bool,
+        copier: Copier | None = None,
+    ) -> bool:
         """Sends posteriors [T, L]; with `refuse`, False and nothing is sent if they hold NaN."""
         deadline = time.monotonic() + timeout
         rows, columns = shape = log_posteriors.shape
@@ -159,7 +170,7 @@ class VersionTwo:
         target = self._memory.array(shape, start)
         if not refuse:
             np.copyto(target, log_posteriors, casting="same_kind")
-        elif not copy_unless_nan(target, log_posteriors):
+        elif not copy_unless_nan(target, log_posteriors, copier):
             return False
         self._memory_sent += size
         self._ask(wire_v2.LOSS_REPLY, name, shape, deadline, memory=(start, size))
@@ -253,7 +264,7 @@ class VersionTwo:
                 raise
             # The answers to those before it may still be there: they come first.
             self._not_taken = error
-        pipe_bytes = wire_v2.message_bytes(tag) + sum(piece.nbytes for piece in payload)
+        pipe_bytes = wire_v2.message_bytes(name) + sum(piece.nbytes for piece in payload)
         self._asked.append(_Asked(number, kind, tag, shape, start, end, pipe_bytes))
         self._pipe_bytes += pipe_bytes
 

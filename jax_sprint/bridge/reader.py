@@ -10,11 +10,13 @@ was working on counts as failed; those behind it go back to the queue.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import logging
 import threading
 import time
 from collections.abc import Callable
 
+from jax_sprint.bridge.copier import Copier
 from jax_sprint.bridge.fingerprint import Fingerprint
 from jax_sprint.bridge.instance import SprintSubprocessInstance
 from jax_sprint.bridge.options import SprintOptions
@@ -54,8 +56,11 @@ class _PoolInstance(SprintSubprocessInstance):
 
     _end_at_exit = False
 
-    def __init__(self, options: SprintOptions, inspect: Inspect | None) -> None:
+    def __init__(
+        self, options: SprintOptions, inspect: Inspect | None, copier: Copier | None
+    ) -> None:
         self._inspect = inspect
+        self._copier = copier
         self.born: Fingerprint | None = None
         super().__init__(options, start=False)
 
@@ -82,6 +87,18 @@ class _PoolInstance(SprintSubprocessInstance):
             self.born = born
 
 
+@dataclasses.dataclass
+class _Account:
+    """What this thread has done and not yet told the pool's statistics, under their names."""
+
+    requests: int = 0
+    failures: int = 0
+    queue_seconds: float = 0.0
+    child_seconds: float = 0.0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+
+
 class ReaderThread(threading.Thread):
     """Takes requests from a pool's queue, has its own Sprint serve them, and ends with the queue.
 
@@ -94,6 +111,7 @@ class ReaderThread(threading.Thread):
         stats: where to count.
         number: for the thread's name.
         inspect: takes the fingerprint of a Sprint that is about to be started.
+        copier: helps with large copies.
     """
 
     def __init__(
@@ -103,6 +121,7 @@ class ReaderThread(threading.Thread):
         stats: Statistics,
         number: int,
         inspect: Inspect | None = None,
+        copier: Copier | None = None,
     ) -> None:
         super().__init__(name=f"jax_sprint reader {number}", daemon=True)
         self._options = options
@@ -110,16 +129,20 @@ class ReaderThread(threading.Thread):
         self._stats = stats
         self._number = number
         self._inspect = inspect
+        self._copier = copier
         self._instance: _PoolInstance | None = None
         self._lock = threading.Lock()
         # What this thread has taken on, in the order in which it is sent; under the lock.
         self._jobs: collections.deque[Job] = collections.deque()
         # How many of them, from the first on, the Sprint has been sent.
         self._sent = 0
+        # Their cost, each plus one, and what they take in the memory.
+        self._load = self._load_bytes = 0
+        self._others = options.num_instances - 1
         self._closing = threading.Event()
         self._interrupted = False
         self._started_before = False
-        self._account: dict[str, float] = {}
+        self._account = _Account()
         self._traffic = (0, 0)
         # When the Sprint could begin with the first one; and how long it took lately, in seconds.
         self._since = 0.0
@@ -180,11 +203,11 @@ class ReaderThread(threading.Thread):
             else:
                 assert self._instance is not None
                 instance = self._instance
-            while self._sent and (ahead := self._next(instance)) is not None:
+            while self._sent and (ahead := self._next()) is not None:
                 job = ahead
                 self._send(job, instance)
             half = self._sent // 2
-            self._nap_before(half, instance)
+            self._nap_before(half)
             while self._sent > half:
                 job = self._jobs[0]
                 self._read(job, instance)
@@ -195,44 +218,44 @@ class ReaderThread(threading.Thread):
             # Also a SystemExit, for example of a callable in the options: it must not end this
             # thread, or somebody waits in vain.
             self._failed(job, failure, started)
+        if not self._interrupted:
+            return
         with self._lock:
-            interrupted, self._interrupted = self._interrupted, False
-        if interrupted and self._instance is not None and self._instance.is_alive:
+            self._interrupted = False
+        if self._instance is not None and self._instance.is_alive:
             # It was killed, perhaps just after its answer: the next job must not find it.
             self._instance.exit_handler()
             self._hand_back()
 
-    def _next(self, instance: _PoolInstance) -> Job | None:
+    def _next(self) -> Job | None:
         """A job to be sent while the Sprint works on others, if there is a good one."""
-        first = self._jobs[0]
-        if first.attempts or self._closing.is_set():
+        if self._jobs[0].attempts or self._closing.is_set():
             # It may well fail again, and what is behind it would have to be sent again.
             return None
         count = len(self._jobs)
         if count > 1 and count * self._pace > _AHEAD_SECONDS:
             return None
-        cost = sum(job.cost + 1 for job in self._jobs)
-        data_bytes = sum(job.request.data_bytes for job in self._jobs)
-        latest = max(job.batch.deadline for job in self._jobs)
-
-        def fits(job: Job, backlog: int) -> bool:
-            # No other Sprint shall be without work at the end because of what waits for this one.
-            enough = (self._options.num_instances - 1) * 2 * (cost + job.cost + 1)
-            return (
-                backlog >= enough
-                and (count == 1 or data_bytes + job.request.data_bytes <= _AHEAD_BYTES)
-                # Only the first one is watched.
-                and job.batch.deadline >= latest - _DEADLINE_SLACK
-                and job.request.may_follow(instance)
-                and instance.has_room(job.segment, job.request.data_bytes)
-            )
-
-        job = self._queue.take(fits)
+        job = self._queue.take(self._fits)
         if job is not None:
             self._take_on(job)
         return job
 
-    def _nap_before(self, count: int, instance: _PoolInstance) -> None:
+    def _fits(self, job: Job, backlog: int) -> bool:
+        """Whether to take this one ahead, with that much waiting behind it."""
+        jobs, instance = self._jobs, self._instance
+        return (
+            # No other Sprint shall be without work at the end because of what waits for this one.
+            backlog >= self._others * 2 * (self._load + job.cost + 1)
+            and (len(jobs) == 1 or self._load_bytes + job.data_bytes <= _AHEAD_BYTES)
+            # Only the first one is watched.
+            and job.batch.deadline >= jobs[0].batch.deadline - _DEADLINE_SLACK
+            and job.batch.deadline >= jobs[-1].batch.deadline - _DEADLINE_SLACK
+            and instance is not None
+            and instance.has_room(job.segment, job.data_bytes)
+            and job.request.may_follow(instance)
+        )
+
+    def _nap_before(self, count: int) -> None:
         """Waits until about `count` answers may be there.
 
         Being woken for each one takes both sides longer than reading it.
@@ -240,11 +263,6 @@ class ReaderThread(threading.Thread):
         self._nap = min(max(self._nap, _SHORTEST_NAP), _LONGEST_NAP)
         if count > 1 and self._nap > _SHORTEST_NAP:
             time.sleep(self._nap)
-
-    def _take_on(self, job: Job) -> None:
-        self._add("queue_seconds", time.monotonic() - job.created)
-        with self._lock:
-            self._jobs.append(job)
 
     def _send(self, job: Job, instance: _PoolInstance) -> None:
         if self._closing.is_set():
@@ -265,14 +283,23 @@ class ReaderThread(threading.Thread):
         job.request.read(instance)
         self._sent -= 1
         now = time.monotonic()
-        self._pace = (self._pace + now - self._since) / 2
-        self._add("child_seconds", now - self._since)
-        self._since = now
-        (sent, received), before = instance.traffic, self._traffic
-        self._traffic = sent, received
-        self._add("bytes_sent", max(0, sent - before[0]))
-        self._add("bytes_received", max(0, received - before[1]))
+        took, self._since = now - self._since, now
+        self._pace = (self._pace + took) / 2
+        self._account.child_seconds += took
         self._settle(job, None)
+
+    def _take_on(self, job: Job) -> None:
+        self._account.queue_seconds += time.monotonic() - job.created
+        self._load += job.cost + 1
+        self._load_bytes += job.data_bytes
+        with self._lock:
+            self._jobs.append(job)
+
+    def _let_go(self, job: Job) -> None:
+        self._load -= job.cost + 1
+        self._load_bytes -= job.data_bytes
+        with self._lock:
+            self._jobs.remove(job)
 
     # ------------------------------------------------------------------------------- its outcome
 
@@ -283,8 +310,9 @@ class ReaderThread(threading.Thread):
             # A refusal by Sprint, or of what was to be sent next.
             if job is self._jobs[0]:
                 self._sent -= 1
-                self._add("child_seconds", time.monotonic() - self._since)
-                self._since = time.monotonic()
+                now = time.monotonic()
+                self._account.child_seconds += now - self._since
+                self._since = now
         else:
             self._hand_back(but=job)
         if instance is None or not instance.is_alive:
@@ -338,8 +366,7 @@ class ReaderThread(threading.Thread):
         for job in [job for job in self._jobs if job is not but]:
             job.rest()
             if self._queue.put_back(job, served=False):
-                with self._lock:
-                    self._jobs.remove(job)
+                self._let_go(job)
             elif time.monotonic() >= job.batch.deadline:
                 late = "its batch's time was over before its Sprint, busy with others, answered"
                 self._settle(job, SprintTimeoutError(late, segment=job.segment))
@@ -353,9 +380,7 @@ class ReaderThread(threading.Thread):
             # Counted by whom gave it up.
             logger.warning("a Sprint did not start: %s", error)
         elif self._queue.put_back(job):
-            with self._lock:
-                self._jobs.remove(job)
-            self._account.clear()
+            self._let_go(job)
             self._pause()
             return
         elif job.movable:
@@ -367,15 +392,25 @@ class ReaderThread(threading.Thread):
         self._settle(job, error)
 
     def _settle(self, job: Job, error: BaseException | None) -> None:
-        with self._lock:
-            self._jobs.remove(job)
-        account, self._account = self._account, {}
-        if job.movable:
-            if not job.settled:
-                account["requests" if error is None else "failures"] = 1
-            # Once per request: with many short ones even this counts.
-            self._stats.add(**account)
+        self._let_go(job)
+        if job.movable and not job.settled:
+            if error is None:
+                self._account.requests += 1
+            else:
+                self._account.failures += 1
+        # The batch's caller, when it has all answers, shall find them counted.
+        if not self._jobs or self._jobs[-1].batch is not job.batch:
+            self._count()
         job.done(error)
+
+    def _count(self) -> None:
+        account, self._account = self._account, _Account()
+        if self._instance is not None:
+            (sent, received), before = self._instance.traffic, self._traffic
+            self._traffic = sent, received
+            account.bytes_sent = max(0, sent - before[0])
+            account.bytes_received = max(0, received - before[1])
+        self._stats.add(**vars(account))
 
     def _pause(self) -> None:
         """Leaves the requests to those that have a Sprint, for a while or until none has."""
@@ -384,14 +419,11 @@ class ReaderThread(threading.Thread):
             if self._closing.wait(0.1):
                 return
 
-    def _add(self, name: str, amount: float) -> None:
-        self._account[name] = self._account.get(name, 0) + amount
-
     def _ready(self) -> _PoolInstance:
         """The Sprint of this thread, started if there is none."""
         instance = self._instance
         if instance is None:
-            instance = self._instance = _PoolInstance(self._options, self._inspect)
+            instance = self._instance = _PoolInstance(self._options, self._inspect, self._copier)
         instance.bury()
         if not instance.is_alive:
             before = time.monotonic()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from jax_sprint.bridge.copier import Copier
 from jax_sprint.sprint_side.jax_sprint_control.wire import FormatError
 
 __all__ = [
@@ -31,6 +32,10 @@ __all__ = [
 # What a reply may hold besides the array that was asked for, such as an exception's text.
 SLACK_BYTES = 1 << 20
 _BLOCK_BYTES = 1 << 18
+# From how many blocks on other threads are asked to help.
+_SHARED_BLOCKS = 6
+
+_Block = tuple[np.ndarray, np.ndarray]
 
 
 def is_float(dtype: np.dtype) -> bool:
@@ -116,7 +121,10 @@ def reason(values: tuple) -> str:
 
 
 def parse_loss(
-    values: tuple, shape: tuple[int, int], out: np.ndarray | None = None
+    values: tuple,
+    shape: tuple[int, int],
+    out: np.ndarray | None = None,
+    copier: Copier | None = None,
 ) -> tuple[float, np.ndarray]:
     """Reads ``(loss, error_signal)``.
 
@@ -124,6 +132,7 @@ def parse_loss(
         values: what came behind "ok".
         shape: (T, L) of the request.
         out: [T, L] float32, where to put the error signal; None makes a new array.
+        copier: helps with large ones.
 
     Returns:
         loss, and error signal [T, L] float32, zero if the loss is not finite.
@@ -153,53 +162,62 @@ def parse_loss(
         out.fill(0)
         return loss, out
     if error_signal.dtype == np.float32:
-        finite = _copy_finite(out, error_signal)
+        finite = _share(_copy_finite, out, error_signal, copier)
     else:
         with np.errstate(all="ignore"):
-            finite = _copy_finite(out, error_signal)
+            finite = _share(_copy_finite, out, error_signal, None)
     if not finite:
         out.fill(0)
         raise FormatError(f"the loss is {loss}, but the error signal holds NaN or infinity")
     return loss, out
 
 
-def _copy_finite(out: np.ndarray, source: np.ndarray) -> bool:
-    """Copies an error signal and tells whether all of it is finite."""
-    # Copied before it is judged, as the other side may still write to the memory it lies in; and
-    # block by block, so that it is judged while it is still in the cache.
-    finite = True
-    for block, source_block in _blocks(out, source):
-        np.copyto(block, source_block, casting="same_kind")
-        # A sum is finite unless something in it is not (or it overflows); einsum's is twice as
-        # fast as sum's, which is more exact.
-        if not math.isfinite(np.einsum("tl->", block)):
-            finite = finite and bool(np.isfinite(block).all())
-    return finite
-
-
-def copy_unless_nan(out: np.ndarray, frames: np.ndarray) -> bool:
+def copy_unless_nan(out: np.ndarray, frames: np.ndarray, copier: Copier | None = None) -> bool:
     """Copies log-posteriors; False if they hold NaN, and then `out` may hold anything.
 
     Args:
         out: [T, L] float32, contiguous.
         frames: [T, L] floating point.
+        copier: helps with large ones.
     """
-    for block, frames_block in _blocks(out, frames):
-        np.copyto(block, frames_block, casting="same_kind")
-        if math.isnan(np.minimum.reduce(block.reshape(-1))):
-            return False
-    return True
+    return _share(_copy_numbers, out, frames, copier if frames.dtype == np.float32 else None)
 
 
-def _blocks(out: np.ndarray, source: np.ndarray) -> Iterable[tuple[np.ndarray, np.ndarray]]:
-    """The same rows of both, some at a time; for overflows the caller is to set `np.errstate`."""
+def _share(
+    copy: Callable[[_Block], bool], out: np.ndarray, source: np.ndarray, copier: Copier | None
+) -> bool:
+    """Copies block by block, so that each is judged while it is still in the cache.
+
+    For overflows the caller is to set `np.errstate`, which does not reach the copier's threads.
+    """
     rows = max(1, _BLOCK_BYTES // (4 * out.shape[1]))
     if len(out) <= rows:
-        return ((out, source),)
-    return (
+        return copy((out, source))
+    blocks = (
         (out[first : first + rows], source[first : first + rows])
         for first in range(0, len(out), rows)
     )
+    if copier is not None and len(out) >= _SHARED_BLOCKS * rows:
+        return copier.run(copy, blocks)
+    return all(map(copy, blocks))
+
+
+def _copy_finite(block: _Block) -> bool:
+    """Copies an error signal and tells whether all of it is finite.
+
+    It is copied before it is judged, as the other side may still write to where it lies.
+    """
+    out, source = block
+    np.copyto(out, source, casting="same_kind")
+    # A sum is finite unless something in it is not (or it overflows); einsum's is twice as fast as
+    # sum's, which is more exact.
+    return math.isfinite(np.einsum("tl->", out)) or bool(np.isfinite(out).all())
+
+
+def _copy_numbers(block: _Block) -> bool:
+    out, source = block
+    np.copyto(out, source, casting="same_kind")
+    return not math.isnan(np.minimum.reduce(out.reshape(-1)))
 
 
 def holds_nan(frames: np.ndarray) -> bool:

@@ -36,6 +36,7 @@ class Job:
         "being_asked",
         "cost",
         "created",
+        "data_bytes",
         "index",
         "movable",
         "request",
@@ -56,6 +57,7 @@ class Job:
         self.segment = segment
         self.cost = cost
         self.request = request
+        self.data_bytes = request.data_bytes
         self.attempts = 0
         self.created = time.monotonic()
         # Whether any thread may do it.

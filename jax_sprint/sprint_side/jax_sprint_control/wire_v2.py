@@ -171,8 +171,12 @@ def read_message(channel, deadline, max_bytes):
 
 
 def message_bytes(name):
-    """How many bytes of the pipe a message with that name takes, its payload not counted."""
-    return _HEADER.size + len(name)
+    """How many bytes of the pipe a message takes at most, its payload not counted.
+
+    Args:
+        name: the segment's name, a str.
+    """
+    return _HEADER.size + 4 * len(name)
 
 
 def reply_offset(request_bytes):
