@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from jax_sprint.bridge import SprintOptions
+from jax_sprint.bridge.options import default_control_module
 from jax_sprint.cli import main
 from jax_sprint.doctor._corpus import first_segment
 from jax_sprint.doctor._examination import Finding, examine
@@ -182,6 +184,13 @@ REQUEST_FAULTS = {
     "close": ("closed",) * 2,
     "states": ("not what was asked for", None),
     "edges": ("not what was asked for", None),
+    "float64": ("ended itself because of an error", None),
+    "grandchild": (None, None),
+    "nan error": ("not what was asked for",) * 2,
+    "gigabyte on stdout": (None, None),
+    "gigabyte on stderr": (None, None),
+    # The first answer comes, the second request finds nobody; then it is started again.
+    "close input": ("closed its end of the pipe", None),
 }
 
 
@@ -198,6 +207,70 @@ def test_a_request_fails(fault: str) -> None:
             continue
         assert finding.status in ("FAIL", "note"), finding
         assert want in f"{finding.text} {finding.advice.reason} {finding.advice.remedy}", finding
+
+
+def test_no_second_sprint(tmp_path: Path) -> None:
+    """A licence for one process: the one that is started after the first one's end has none."""
+    options = fake("only first", control_config={"marker": tmp_path / "first"})
+    found = by_step(examine(options, segment="a/exit/1", frames=6, labels=4))
+    assert found["handshake"].status == "ok"
+    assert "lattice not found" in found["automaton"].text
+    assert found["loss"].status == "FAIL"
+    assert "no licence left" in found["loss"].text
+    assert "ended itself because of an error" in found["loss"].advice.reason
+
+
+DEATHS = {"exit": "ended itself", "SIGKILL": "want of memory", "SIGSEGV": "a bug in the executable"}
+
+
+@pytest.mark.parametrize("how", DEATHS)
+@pytest.mark.parametrize("stage", ["before", "inside", "after", "reply"])
+def test_it_dies(stage: str, how: str) -> None:
+    options = fake(config=[f"--death={stage} {how}"], protocol_version=1)
+    found = by_step(examine(options, segment="a/b/1", frames=6, labels=4))
+    for step in ("automaton", "loss"):
+        assert found[step].status == "FAIL"
+        assert "dying as told" in found[step].text
+        assert DEATHS[how] in found[step].advice.reason
+
+
+def test_all_faults_of_the_scripted_sprint_are_here() -> None:
+    code = FAKE.read_text()
+    faults = set(re.findall(r'fault == "([^"]+)"', code))
+    for group in re.findall(r"fault in \(([^)]+)\)", code):
+        faults |= set(re.findall(r'"([^"]+)"', group))
+    faults |= set(re.findall(r'^            "(\w[^"]+)": ', code, re.MULTILINE))
+    assert len(faults) > 40
+    others = {"once", "noisy start", "slow start", "will not exit", "only first", "meet", "twice"}
+    assert faults - set(START_FAULTS) - set(REQUEST_FAULTS) - others == set()
+
+
+# What a child of version 2 can do wrong, and part of the advice.
+SECOND_FAULTS = {
+    **dict.fromkeys(
+        ["number", "name", "kind", "request", "offset", "elsewhere"], "of this package"
+    ),
+    **dict.fromkeys(["shape", "bytes"], "--labels"),
+    "huge": "max_message_bytes",
+    "long name": "of this package",
+    "magic": "of this package",
+    "half": "--log-dir",
+    "close": "--log-dir",
+    "stop": "raise --timeout",
+    "unknown": "corpus/recording/segment",
+}
+
+
+@pytest.mark.parametrize("fault", SECOND_FAULTS)
+def test_version_2(fault: str) -> None:
+    child = [sys.executable, str(FAKE.with_name("second_sprint.py")), default_control_module()[0]]
+    patience = 0.5 if fault == "stop" else 20.0
+    options = fake(exec_path=child, request_timeout=patience)
+    found = by_step(examine(options, segment=f"a/{fault}/1", frames=6, labels=4))
+    assert "version 2, arrays in shared memory" in found["handshake"].text
+    assert found["loss"].status == "FAIL", found
+    advice = found["loss"].advice
+    assert SECOND_FAULTS[fault] in f"{advice.reason} {advice.remedy}", found["loss"]
 
 
 def test_one_answer_too_many() -> None:

@@ -1,56 +1,56 @@
 """Everything that can go wrong with a child, each with its outcome, against real processes.
 
-What can go wrong, what comes of it, and where it is tested (here, unless a file is named).  In a
-pool a segment that failed is asked again on a fresh child, up to `max_retries` times; what is left
-is raised or, with `on_error="mask"`, masked (`test_retries.py`); inside `jax.shard_map` it is NaN,
-and `pool.check()` raises it (`losses/test_peers.py`).
+What can go wrong, what comes of it, and where it is tested (here, less its `test_`, unless a file
+is named).  In a pool a segment that failed is asked again on a fresh child, up to `max_retries`
+times; what is left is raised or, with `on_error="mask"`, masked (`test_retries.py`); inside
+`jax.shard_map` it is NaN, and `pool.check()` raises it (`losses/test_peers.py`).
 
 ===============================  =========================================  =======================
 fault                            outcome                                    test
 ===============================  =========================================  =======================
 *at the start*
-never answers the handshake      SprintTimeoutError, start_timeout          test_start[silent]
-exits before or during it        SprintStartError, status, stderr           test_start[dies, exits...]
-closes its pipes, runs on        SprintStartError, "closed its pipe"        test_start[closes pipes]
-another protocol version         SprintProtocolError, which one             test_start[version, ...]
-garbage, another's words         SprintProtocolError                        test_start[garbage, ...]
-cannot be executed               SprintStartError, what to do               test_executable
-out of file descriptors          SprintStartError, ulimit -n; the pool      test_out_of_..., test_a_pool_
+never answers the handshake      SprintTimeoutError, start_timeout          start[silent]
+exits before or during it        SprintStartError, status, stderr           start[dies, exits...]
+closes its pipes, runs on        SprintStartError, "closed its pipe"        start[closes pipes]
+another protocol version         SprintProtocolError, which one             start[version, ...]
+garbage, another's words         SprintProtocolError                        start[garbage, ...]
+cannot be executed               SprintStartError, what to do               executable
+out of file descriptors          SprintStartError, ulimit -n; the pool      out_of_..., a_pool_
                                  recovers                                   out_of_...
 *with a request*
 dies before, in the middle of,   SprintCrashError, status or signal,        test_deaths.py
 after reading it, in its reply   stderr, segment
-is stopped for ever, hangs       SprintTimeoutError, and it is killed       test_request[stop, hang]
-does not read a large request    SprintTimeoutError, "does not read"        test_a_stopped_child_does...
-is slow, but alive               its answer                                 test_slow_is_not_dead
-writes garbage                   SprintProtocolError                        test_request[garbage, ...]
-answers twice, another's reply   SprintProtocolError, nothing is mistaken   test_an_answer_too_many...,
+is stopped for ever, hangs       SprintTimeoutError, and it is killed       request[stop, hang]
+does not read a large request    SprintTimeoutError, "does not read"        a_stopped_child_does...
+is slow, but alive               its answer                                 slow_is_not_dead
+writes garbage                   SprintProtocolError                        request[garbage, ...]
+answers twice, another's reply   SprintProtocolError, nothing is mistaken   an_answer_too_many...,
                                                                             test_protocol_v2.py
-claims 2 GB, or less than none   SprintProtocolError, no memory is taken    test_a_frame_is_bounded...
-wrong shape or dtype             SprintProtocolError, what was wanted       test_request[shape, ...]
-loss NaN, inf                    that loss, error signal zero               test_a_loss_that_is_not...
-finite loss, NaN error signal    SprintProtocolError                        test_request[nan error]
-1 GB on stdout or stderr         nothing: swallowed, its end kept           test_a_gigabyte_of_output...
-closes one pipe only             SprintCrashError, "though it was running"  test_request[close],
-                                                                            test_a_request_that_nobody...
+claims 2 GB, or less than none   SprintProtocolError, no memory is taken    a_frame_is_bounded...
+wrong shape or dtype             SprintProtocolError, what was wanted       request[shape, ...]
+loss NaN, inf                    that loss, error signal zero               a_loss_that_is_not...
+finite loss, NaN error signal    SprintProtocolError                        request[nan error]
+1 GB on stdout or stderr         nothing: swallowed, its end kept           a_gigabyte_of_output...
+closes one pipe only             SprintCrashError, "though it was running"  request[close],
+                                                                            a_request_that_nobody...
 truncates the shared memory      impossible: sealed                         test_protocol_v2.py
-sends a hostile pickle           SprintProtocolError, nothing is executed   test_request[hostile],
+sends a hostile pickle           SprintProtocolError, nothing is executed   request[hostile],
                                                                             test_wire_pickles.py
-refuses the request              SprintRequestError, the child lives on     test_a_refused_request...
+refuses the request              SprintRequestError, the child lives on     a_refused_request...
 dies between two requests        the pool replaces it unasked               test_deadlines.py
-starts grandchildren             they end with it                           test_grandchildren_end...
-will not exit                    killed after exit_timeout                  test_a_child_that_will_not...
+starts grandchildren             they end with it                           grandchildren_end...
+will not exit                    killed after exit_timeout                  a_child_that_will_not...
 *in the parent*: `test_parent.py`
-kill -9                          children, computing or stopped, wrappers   test_kill_9_of_the_parent
+kill -9                          children, computing or stopped, wrappers   kill_9_of_the_parent
                                  and grandchildren are gone within 2 s,
                                  and so is the memory
-Ctrl-C in a step                 KeyboardInterrupt; the pool goes on        test_ctrl_c_...
-exit without close()             as with it                                 test_interpreter_exit
-os.fork by others                the fork's use is an error, and its life   test_os_fork_by_others,
-                                 keeps no child                             test_a_fork_that_lives...
-the guardian is killed           another one is started                     test_a_killed_guardian...
+Ctrl-C in a step                 KeyboardInterrupt; the pool goes on        ctrl_c_...
+exit without close()             as with it                                 interpreter_exit
+os.fork by others                the fork's use is an error, and its life   os_fork_by_others,
+                                 keeps no child                             a_fork_that_lives...
+the guardian is killed           another one is started                     a_killed_guardian...
 *in JAX*
-repeats, drops, overlaps calls   the same values                            losses/test_callback_calls
+repeats, drops, overlaps calls   the same values                            losses/test_callback_...
 a peer waits in a collective     NaN in time, no abort                      losses/test_peers.py
 *for days*
 a child killed every 200th       every reply right, nothing grows           test_soak.py,
