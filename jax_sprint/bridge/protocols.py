@@ -312,6 +312,8 @@ def make_memory() -> wire_v2.Memory | None:
         try:
             fd = os.memfd_create("jax_sprint", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             cleanup.callback(os.close, fd)
+            # Another user cannot come to it through /proc either; this would hold if he could.
+            os.fchmod(fd, 0o600)
             os.ftruncate(fd, _FIRST_SIZE)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
             memory = wire_v2.Memory(fd)
