@@ -110,7 +110,8 @@ def node_scores(time_axis: int, log_posteriors: Array, problem: Problem) -> Scor
         bad = bad | jnp.any(real & ~(offset < jnp.inf), axis=0)
 
     def scaled(raw: Array, bias: Array, offset: Array | None) -> Array:
-        score = jnp.where(raw == -jnp.inf, -jnp.inf, raw * am_scale) + bias
+        none = raw == -jnp.inf  # kept out of the product: its derivative would be NaN
+        score = jnp.where(none, -jnp.inf, jnp.where(none, 0.0, raw) * am_scale) + bias
         if offset is not None:
             score = score + offset
         return jnp.where(score < jnp.inf, score, 0.0)
