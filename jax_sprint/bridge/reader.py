@@ -329,8 +329,12 @@ class ReaderThread(threading.Thread):
             # It was meant for another one.
             self._hand_back()
             return
-        if isinstance(error, SprintError) and error.segment is None:
-            error = error.extended(segment=job.segment)
+        if isinstance(error, SprintError):
+            # It may be kept for long, and its frames hold the caller's arrays and the memory that
+            # is shared with the child.  What it says is enough.
+            error.__traceback__ = error.__context__ = None
+            if error.segment is None:
+                error = error.extended(segment=job.segment)
         job.attempts += 1
         if (
             job.attempts <= self._options.max_retries
