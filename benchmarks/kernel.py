@@ -50,7 +50,13 @@ def arguments() -> argparse.Namespace:
         "--seconds",
         type=float,
         default=60.0,
-        help="whoever has used this much on a workload takes no further turn, after two",
+        help="who has used this much on a workload takes no further turn (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--deadline",
+        type=float,
+        default=300.0,
+        help="seconds for one answer of a peer, its start included (default: %(default)s)",
     )
     parser.add_argument("--torch-python", help="interpreter that has PyTorch")
     parser.add_argument("--k2-python", help="interpreter that has k2")
@@ -82,7 +88,7 @@ def take_turns(
     times: dict[str, list[float]] = {label: [] for label in found}
     for turn in range(rounds):
         for label in list(found)[:: -1 if turn % 2 else 1]:
-            if turn >= 2 and sum(times[label]) > 1e3 * seconds:
+            if sum(times[label]) > 1e3 * seconds:
                 continue
             time.sleep(_PAUSE)
             try:

@@ -142,7 +142,7 @@ def contenders(
             absent[label] = "no interpreter named"
             continue
         try:
-            peer = Peer(script, python, work, options.peer_memory, *more)
+            peer = Peer(script, python, work, options.peer_memory, options.deadline, *more)
         except PeerFailed as error:
             absent[label] = str(error)
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import selectors
 import subprocess
 import tempfile
@@ -14,7 +15,6 @@ import numpy as np
 __all__ = ["Peer", "PeerFailed"]
 
 _HERE = Path(__file__).resolve().parent
-_DEADLINE = 900.0  # seconds for one answer; k2 takes a minute for a large denominator
 
 
 class PeerFailed(RuntimeError):
@@ -35,13 +35,15 @@ class Peer:
         python: str,
         work: kernel_workloads.Workload,
         gibibytes: float,
+        deadline: float,
         *more: str,
     ) -> None:
-        """Starts `script` and waits for its first line.
+        """Starts `script` and waits for its first line, `deadline` seconds at most, as later.
 
         Raises:
             PeerFailed: as the class says.
         """
+        self._deadline = deadline
         self._file = tempfile.NamedTemporaryFile(suffix=".npz")  # noqa: SIM115
         self._errors = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115
         arrays = {
@@ -64,7 +66,7 @@ class Peer:
                 text=True,
             )
         except OSError as error:
-            raise PeerFailed(f"{python} does not start: {error}") from error
+            raise PeerFailed(f"the interpreter does not start: {error.strerror}") from error
         try:
             answer = self._answer()
         except PeerFailed:
@@ -86,8 +88,8 @@ class Peer:
     def _answer(self) -> dict | list:
         with selectors.DefaultSelector() as selector:
             selector.register(self._child.stdout, selectors.EVENT_READ)
-            if not selector.select(_DEADLINE):
-                raise PeerFailed(f"no answer within {_DEADLINE:.0f} s")
+            if not selector.select(self._deadline):
+                raise PeerFailed(f"no answer within {self._deadline:.0f} s")
         line = self._child.stdout.readline()
         if not line:
             raise PeerFailed(self._why())
@@ -98,7 +100,8 @@ class Peer:
         self._errors.seek(0)
         lines = [line.strip() for line in self._errors if line.strip()]
         telling = [s for s in lines if "Error" in s or "bad_alloc" in s or "emory" in s] or lines
-        return f"ended with status {code}: {telling[-1][:160] if telling else 'no message'}"
+        text = re.sub(r"/\S*/", "", telling[-1])[:160] if telling else "no message"
+        return f"ended with status {code}: {text}"
 
     def close(self) -> None:
         """Ends the child and removes its inputs."""
