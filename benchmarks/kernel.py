@@ -21,6 +21,7 @@ import json
 import os
 import platform
 import shlex
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -92,7 +93,7 @@ def take_turns(
                 continue
             time.sleep(_PAUSE)
             try:
-                times[label].append(found[label].call())
+                times[label].append(round(found[label].call(), 4))
             except PeerFailed as error:
                 absent[label] = str(error)
                 found.pop(label).close()
@@ -126,8 +127,12 @@ def measure_memory(only: list[str]) -> list[dict]:
     cases: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in only]
     rows = []
     for name, more in cases:
-        rows.append(kernel_memory.measure(name, **more))
-        row = rows[-1]
+        try:
+            row = kernel_memory.measure(name, **more)
+        except (RuntimeError, subprocess.TimeoutExpired) as error:
+            print(f"memory {name:16} {error}", flush=True)
+            continue
+        rows.append(row)
         print(f"memory {name:16} {row['measured'] / 1e6:9.1f} MB", flush=True)
     return rows
 
@@ -168,7 +173,7 @@ def main() -> None:
 
     def keep() -> None:
         figures["load"] = [load, os.getloadavg()[0]]
-        path.write_text(json.dumps(figures, indent=1) + "\n")
+        path.write_text(json.dumps(figures) + "\n")
 
     if "times" in options.parts:
         for name in options.only:
