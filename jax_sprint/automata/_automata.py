@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_sprint.automata._packing import pack
+from jax_sprint.automata._packing import NODE_LEAVES, pack
 from jax_sprint.automata._sizes import SIZES
+from jax_sprint.automata._sliced import Sliced, slice_automaton
 from jax_sprint.automata._states import group_states
 from jax_sprint.automata._validate import check_edge_list, check_marks, check_start_end
 
@@ -44,7 +45,11 @@ _LEAVES = (
     "last_arc",
     "last_end",
     "last_slot",
+    "sliced",
 )
+
+_SMALL_TABLE = 8
+"""Entries per edge up to which a shared automaton keeps the padded tables of a batch."""
 
 _LEARNT = ("weights", "start_weights", "end_weights")
 
@@ -85,6 +90,8 @@ class Automata:
             leaves; -1 where there is none.
         last_end, last_slot: [B, J, N] int32, place of that end state in `end_states` and of the
             edge's label in `slot_label` (U where there is none).
+        sliced: of a `shared` automaton the tables that all sequences use, else None; see
+            `jax_sprint.automata._sliced`.  The node tables above may then be None.
         num_labels: number of labels L that the posteriors must have, or None: not checked.
         band: width of the band, or 0 where the arcs form none.
     """
@@ -112,6 +119,7 @@ class Automata:
     last_arc: Array
     last_end: Array
     last_slot: Array
+    sliced: Sliced | None
     num_labels: int | None
     band: int
 
@@ -128,6 +136,7 @@ class Automata:
         end_weights: Any = None,
         num_labels: int | None = None,
         pad_to: Mapping[str, int] | Automata | None = None,
+        shared: bool = False,
     ) -> Automata:
         """Packs a batch of automata, as `SprintInstancePool.get_automata_for_batch` returns them.
 
@@ -146,6 +155,8 @@ class Automata:
                 and against the posteriors when a kernel is traced.
             pad_to: padded sizes by name, as in `sizes`, or an `Automata` whose sizes to take; for
                 where several hosts, or batches, must agree on shapes.  Names left out are bucketed.
+            shared: give the one automaton of a batch of one in its `shared` form, without ever
+                building the padded tables of a batch, which are large where degrees differ much.
 
         Returns:
             The batch.
@@ -178,8 +189,12 @@ class Automata:
         unknown = sorted(set(sizes) - set(SIZES))
         if unknown:
             raise ValueError(f"pad_to has unknown sizes {unknown}; known: {list(SIZES)}")
+        if shared and marks.num_sequences != 1:
+            raise ValueError(f"shared=True needs one automaton, got {marks.num_sequences}")
         grouped = group_states(edges, marks, limits)
-        return cls(**pack(grouped, marks, edges, weights, sizes), num_labels=num_labels)
+        leaves = pack(grouped, marks, edges, weights, sizes, tables=not shared)
+        packed = cls(**leaves, sliced=None, num_labels=num_labels)
+        return packed.shared() if shared else packed
 
     def to_edges(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The inverse of `from_edges`.
@@ -227,7 +242,8 @@ class Automata:
         except Exception as error:
             raise ValueError("to_edges needs concrete leaves; call it outside of jit") from error
         if position.ndim == 1:
-            return jax.tree_util.tree_map(lambda leaf: leaf[None], self).to_arguments()
+            alone = dataclasses.replace(self, sliced=None)
+            return jax.tree_util.tree_map(lambda leaf: leaf[None], alone).to_arguments()
         b, e = np.nonzero(position >= 0)
         order = np.argsort(position[b, e], kind="stable")
         b, e = b[order], e[order]
@@ -263,11 +279,14 @@ class Automata:
             "states": self.state_ids.shape[-1],
             "starts": self.start_states.shape[-1],
             "ends": self.end_states.shape[-1],
-            "nodes": self.node_label.shape[-1],
-            "slots": self.slot_label.shape[-1],
-            "band": self.band,
-            "last_arcs": self.last_arc.shape[-2],
         }
+        if self.node_label is not None:
+            sizes |= {
+                "nodes": self.node_label.shape[-1],
+                "slots": self.slot_label.shape[-1],
+                "band": self.band,
+                "last_arcs": self.last_arc.shape[-2],
+            }
         if self.out_arc is not None:
             sizes |= {"in_arcs": self.in_arc.shape[-2], "out_arcs": self.out_arc.shape[-2]}
         return sizes
@@ -309,6 +328,9 @@ class Automata:
     def shared(self) -> Automata:
         """One automaton for a whole batch, such as a denominator: leaves without a batch axis.
 
+        On the host this builds tables that all sequences use (`sliced`), of a size linear in the
+        edges.  The padded tables of a batch stay beside them where they are small too.
+
         Raises:
             ValueError: if this is not a batch of one.
         """
@@ -316,7 +338,19 @@ class Automata:
             return self
         if self.batch_size != 1:
             raise ValueError(f"shared() needs a batch of one automaton, got {self.batch_size}")
-        return jax.tree_util.tree_map(lambda leaf: leaf[0], self)
+        one = jax.tree_util.tree_map(lambda leaf: leaf[0], self)
+        names = ("edge_from", "edge_to", "edge_emission", "start_states", "end_states")
+        parts = [getattr(one, name) for name in (*names, "edge_position", "num_states")]
+        if any(isinstance(part, jax.core.Tracer) for part in parts):
+            return one
+        parts = [np.asarray(part) for part in parts]
+        num_edges = int(np.sum(parts[5] >= 0))
+        sliced = slice_automaton(*parts[:3], num_edges, *parts[3:5], int(parts[6]))
+        tables = {}
+        small = one.in_arc is not None and one.in_arc.size <= _SMALL_TABLE * (num_edges + 256)
+        if not small:
+            tables = dict.fromkeys(NODE_LEAVES) | {"slot_label": sliced.slot_label, "band": 0}
+        return dataclasses.replace(one, sliced=sliced, **tables)
 
     def index(self, which: Any) -> Automata:
         """Some sequences of the batch, with the padding that they have.

@@ -11,7 +11,23 @@ from jax_sprint.automata._nodes import node_tables
 from jax_sprint.automata._sizes import bucket, fix, ranks
 from jax_sprint.automata._states import Grouped, Marks
 
-__all__ = ["pack"]
+__all__ = ["NODE_LEAVES", "pack"]
+
+NODE_LEAVES = (
+    "node_label",
+    "node_start",
+    "node_end",
+    "node_slot",
+    "slot_label",
+    "in_arc",
+    "in_node",
+    "out_arc",
+    "out_node",
+    "last_arc",
+    "last_end",
+    "last_slot",
+)
+"""Leaves of an `Automata` that are tables of nodes."""
 
 
 def pack(
@@ -20,6 +36,8 @@ def pack(
     edges: np.ndarray,
     weights: np.ndarray,
     sizes: Mapping[str, int],
+    *,
+    tables: bool = True,
 ) -> dict[str, Any]:
     """Everything but `num_labels` that an `Automata` holds, by name.
 
@@ -29,6 +47,7 @@ def pack(
         edges: [4, E] uint32.
         weights: [E] float32.
         sizes: padded sizes that the caller fixes.
+        tables: make the tables of nodes; else these leaves are None.
     """
     num_sequences = marks.num_sequences
     edge_sequence = edges[3].astype(np.int64)
@@ -42,7 +61,10 @@ def pack(
     emission = edges[2, position].astype(np.int64)
     edge_rank, edge_counts = ranks(edge_sequence, num_sequences)
     state_rank, state_counts = ranks(grouped.sequence, num_sequences)
-    leaves, band = node_tables(grouped, marks, emission, edge_sequence, edge_rank, sizes)
+    leaves: dict[str, Any] = dict.fromkeys(NODE_LEAVES)
+    band = 0
+    if tables:
+        leaves, band = node_tables(grouped, marks, emission, edge_sequence, edge_rank, sizes)
 
     most = int(edge_counts.max(initial=0))
     width = fix(sizes, "edges", most, bucket(most))

@@ -1,0 +1,255 @@
+"""Expected counts of labels, edges, start and end states over one automaton for a whole batch.
+
+The backward recursion runs over the frames together with what is made of it: for each frame the
+labels' posteriors come out, and the edges' counts are added up where they are wanted.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jax_sprint.automata._sliced import Slice, Sliced, Table
+from jax_sprint.kernels._semirings import Value
+from jax_sprint.kernels._shared_recursion import (
+    Forward,
+    Scores,
+    Weighted,
+    choose,
+    emission_if,
+    empty_paths,
+    forward,
+    part_of,
+    seeded,
+    weighted,
+)
+from jax_sprint.kernels._shared_sums import (
+    LOGS,
+    NUMBERS,
+    UNROLLED,
+    Kind,
+    Weights,
+    collect,
+    gather,
+    nothing,
+    weigh,
+)
+
+__all__ = ["Counts", "counts"]
+
+Array = Any
+
+
+class Counts(NamedTuple):
+    """Expected counts under the distribution over paths."""
+
+    log_total: Array  # [B] log-sum over all paths, -inf where there is none
+    labels: Array  # [T, B, V] probability of the label in the frame
+    arcs: Array | None  # [B, E] expected number of times that the path takes the edge
+    starts: Array | None  # [B, A] probability of starting there
+    ends: Array | None  # [B, Z]
+
+
+def _inverse(mass: Array) -> Array:
+    return jnp.where(mass > 0, 1.0 / jnp.where(mass > 0, mass, 1.0), 0.0)
+
+
+def _at(array: Array, index: Array) -> Array:
+    """Sums over the first axis of rows of [P, B] at [M, R], 0 where the index is negative."""
+    picked = gather(array, jnp.maximum(index, 0))
+    return jnp.sum(jnp.where((index >= 0)[:, :, None], picked, 0.0), axis=0)
+
+
+def _weighted_parts(tables: Sliced, weights: Weighted) -> list[tuple[Slice, Value]]:
+    """Slices of the edges' tables and their weights, in the order of `Sliced.arc_cell`."""
+
+    def both(table: Table, values: Weights) -> list[tuple[Slice, Value]]:
+        parts = (*table.slices, *table.pieces)
+        return list(zip(parts, (*values.slices, *values.pieces), strict=True))
+
+    return both(tables.single, weights.single) + both(tables.multi, weights.multi)
+
+
+class _Spread:
+    """From the labels in use to all labels."""
+
+    def __init__(self, tables: Sliced, num_labels: int) -> None:
+        slots = tables.slot_label.shape[0]
+        place = jnp.where(tables.slot_label < 0, num_labels, tables.slot_label)
+        index = jnp.full(num_labels, slots, jnp.int32)
+        self.index = index.at[place].set(jnp.arange(slots, dtype=jnp.int32), mode="drop")
+
+    def __call__(self, by_slot: Array) -> Array:
+        """[U, B] -> [B, V]."""
+        return gather(jnp.pad(by_slot, ((0, 1), (0, 0))), self.index).T
+
+
+def counts(
+    kind: Kind,
+    scores: Scores,
+    tables: Sliced,
+    lengths: Array,
+    *,
+    arcs: bool,
+    marks: bool,
+    dtype: Any,
+) -> Counts:
+    """Forward-backward.
+
+    Args:
+        kind: what to compute in.
+        scores: see there.
+        tables: the automaton.
+        lengths: [B] int32 in 0..T.
+        arcs: whether the edges' counts are wanted.
+        marks: whether those of the start and end states are.
+        dtype: of the labels' posteriors.
+
+    Returns:
+        The counts; those that are not wanted are None.
+    """
+    semiring = kind.semiring
+    weights = weighted(kind, scores, tables)
+    ahead = forward(kind, scores, tables, lengths, weights, keep=True)
+    whole = tuple(part[None] for part in ahead.whole)
+    seed = seeded(scores, lengths)
+    spread = _Spread(tables, scores.frames.shape[2])
+    exits = gather(ahead.exits, tables.exit_leaving)
+    by_label = weigh(NUMBERS, tables.labels, scores.bias)
+    singles = _rows(tables.single)
+    nodes = tables.node_slot.shape[0]
+
+    def betas(time: Array, x: Array) -> Array:
+        """beta_t in the order of `leaving`, from x_{t+1}."""
+
+        def finish(value: Value, begin: int) -> Value:
+            none = nothing(kind, x, value[0].shape[0])
+            value = choose(time + 2 < lengths, semiring.tidy(value), none)
+            return choose(time + 2 == lengths, kind.split(part_of(exits, begin, value)), value)
+
+        return collect(kind, x, tables.leaving, weights.leaving, finish)
+
+    def unreached(time: Array, x: Array) -> Array:
+        return kind.join(nothing(kind, x + exits[:1], exits.shape[0]))
+
+    def flows(source: Array, x: Array, part: Slice, weight: Value) -> Array:
+        """Share [K, R, B] of the paths that take each edge."""
+        flow = semiring.times(
+            kind.split(gather(source, jnp.maximum(part.source, 0))),
+            kind.split(gather(x, part.target)[None]),
+        )
+        return semiring.ratio(
+            semiring.times(flow, tuple(array[:, :, None] for array in weight)),
+            tuple(array[None] for array in whole),
+        )
+
+    def step(carry: tuple, frame: tuple) -> tuple[tuple, Array]:
+        x, used = carry
+        time, posteriors, alpha, before = frame
+        if before is None:
+            before = _before(ahead, time)
+        inner = jnp.any(time + 1 < lengths)
+        labels = emission_if(kind, inner, scores, tables, posteriors, seed)
+        beta = lax.cond(inner, betas, unreached, time, x)
+        beta = gather(beta, tables.node_leaving)
+        emitted = kind.split(gather(labels, tables.node_slot))
+        x = kind.join(semiring.times(emitted, kind.split(beta)))
+        product = semiring.times(kind.split(alpha[:singles]), kind.split(beta[:singles]))
+        node = semiring.ratio(product, whole)
+        if singles < nodes:
+            pre = collect(kind, before, tables.multi, weights.multi)
+            product = semiring.times(kind.split(pre), kind.split(x[singles:]))
+            node = jnp.concatenate([node, semiring.ratio(product, whole)])
+        label = collect(NUMBERS, node, tables.labels, by_label)
+        # Each frame's posteriors sum to one: this takes out what rounding the recursions share.
+        scale = _inverse(jnp.sum(label, axis=0))
+        used = tuple(
+            total + flows(before, x, part, weight) * scale[None, None]
+            for total, (part, weight) in zip(used, parts, strict=True)
+        )
+        return (x, used), spread(label * scale[None]).astype(dtype)
+
+    parts = _weighted_parts(tables, weights) if arcs else []
+    zero = nothing(NUMBERS, _magnitude(kind, ahead.last), 1)[0]
+    used = tuple(jnp.broadcast_to(zero, (*part.source.shape, zero.shape[1])) for part, _ in parts)
+    # Derivatives of what is closed over and indexed would be as large as all frames in each frame.
+    before = None
+    if kind is LOGS:
+        before = jnp.concatenate([ahead.start[None], ahead.alphas[:-1]])
+    times = jnp.arange(scores.frames.shape[0], dtype=jnp.int32)
+    x = kind.join(nothing(kind, ahead.last, nodes))
+    body = jax.checkpoint(step) if kind is LOGS else step
+    (x, used), labels = lax.scan(
+        body, (x, used), (times, scores.frames, ahead.alphas, before), reverse=True
+    )
+
+    # The last frame: its labels come from the closing arcs.
+    last = collect(
+        kind, ahead.last, tables.last, weigh(kind, tables.last, weights.closing), depth=UNROLLED
+    )
+    last = semiring.times(kind.split(gather(last, tables.last_slot)), kind.split(ahead.labels))
+    share = semiring.ratio(last, whole)
+    scale = jnp.where(lengths > 0, _inverse(jnp.sum(share, axis=0)), 0.0)
+    column = jnp.arange(lengths.shape[0], dtype=jnp.int32)
+    labels = labels.at[lengths - 1, column].add(
+        spread(share * scale[None]).astype(dtype), mode="drop", wrap_negative_indices=False
+    )
+    result = Counts(semiring.log(ahead.whole), labels, None, None, None)
+    if arcs or marks:
+        closing = _closing(kind, ahead, tables, weights, whole) * scale[None]
+    if arcs:
+        cells = [total.reshape(-1, total.shape[-1]) for total in used]
+        cells.append(zero)
+        flow = gather(jnp.concatenate(cells), tables.arc_cell)
+        result = result._replace(arcs=(flow + _at(closing, tables.arc_closing)).T)
+    if marks:
+        empty = semiring.ratio(
+            tuple(part[:, None] for part in empty_paths(kind, scores, tables)), whole
+        )
+        empty = jnp.where(lengths[None] == 0, empty, 0.0)
+        first = jnp.full((), -1, jnp.int32)
+        beta = gather(betas(first, x), tables.start_leaving)
+        value = kind.semiring.value(scores.starts)
+        start = semiring.times(kind.split(beta), tuple(part[:, None] for part in value))
+        share = semiring.ratio(start, whole)
+        share = share * _inverse(jnp.sum(share, axis=0))[None]
+        share = jnp.where(lengths[None] > 0, share, 0.0)
+        end = collect(
+            NUMBERS, closing, tables.ends, weigh(NUMBERS, tables.ends, scores.bias), depth=UNROLLED
+        )
+        result = result._replace(
+            starts=(share + _at(empty, tables.empty_start)).T,
+            ends=(gather(end, tables.end_place) + _at(empty, tables.empty_end)).T,
+        )
+    return result
+
+
+def _rows(table: Table | None) -> int:
+    if table is None:
+        return 0
+    return sum(part.target.shape[0] for part in table.slices) + _rows(table.deep)
+
+
+def _magnitude(kind: Kind, packed: Array) -> Array:
+    return kind.split(packed)[0]
+
+
+def _before(ahead: Forward, time: Array) -> Array:
+    """alpha_{t-1}."""
+    index = jnp.maximum(time - 1, 0)
+    earlier = lax.dynamic_index_in_dim(ahead.alphas, index, axis=0, keepdims=False)
+    return jnp.where(time == 0, ahead.start, earlier)
+
+
+def _closing(kind: Kind, ahead: Forward, tables: Sliced, weights: Weighted, whole: Value) -> Array:
+    """[C, B], shares of the paths that end with each closing arc, up to rounding."""
+    semiring = kind.semiring
+    value = semiring.value(weights.closing)
+    flow = semiring.times(
+        kind.split(gather(ahead.last, jnp.maximum(tables.closing_state, 0))),
+        kind.split(gather(ahead.labels, jnp.maximum(tables.closing_slot, 0))),
+    )
+    return semiring.ratio(semiring.times(flow, tuple(part[:, None] for part in value)), whole)
