@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, overload
@@ -103,13 +104,14 @@ def sprint_loss(
         `return_valid=True` the pair (loss, valid [B] bool).  With `on_error="mask"` in the pool's
         options, a segment whose loss cannot be had counts as loss 0, not valid, with gradient zero.
 
-        Inside `jax.shard_map` nothing is raised for Sprint's failures, because the other devices
-        would wait for this one in the next collective until XLA ends the process: a failing call
-        gives NaN for its shard, not valid, with gradient zero.  Call the pool's `check()` on the
-        host when the step's results are there (JAX runs ahead: `jax.block_until_ready`): it raises
-        what happened.  For the same reason a call has an end there: `batch_timeout` of the pool's
-        options, 25 s if that is None; call the pool's `start()` before the first step, so that
-        starting Sprint does not count.  `docs/devices.md` names XLA's own time-outs.
+        Inside `jax.shard_map`, and in a program whose arguments are spread over a mesh of devices,
+        nothing is raised for Sprint's failures, because the other devices would wait for this one
+        in the next collective until XLA ends the process: a failing call gives NaN for its shard,
+        not valid, with gradient zero.  Call the pool's `check()` on the host when the step's
+        results are there (JAX runs ahead: `jax.block_until_ready`): it raises what happened.  For
+        the same reason a call has an end there: `batch_timeout` of the pool's options, 25 s if
+        that is None; call the pool's `start()` before the first step, so that starting Sprint does
+        not count.  `docs/devices.md` names XLA's own time-outs.
 
     Raises:
         ValueError: an argument has the wrong rank, dtype or batch size, `tags` is a Python list
@@ -120,7 +122,9 @@ def sprint_loss(
             passes on only the message, in a `jax.errors.JaxRuntimeError`.
     """
     pool = _resolve(sprint)
-    log_posteriors, seq_lengths, tags = check_arguments(log_posteriors, seq_lengths, tags, time_major)
+    log_posteriors, seq_lengths, tags = check_arguments(
+        log_posteriors, seq_lengths, tags, time_major
+    )
     if pool.closed:
         raise SprintClosedError(
             "the pool given as sprint= is closed; call its init() to start its children again"
@@ -129,6 +133,14 @@ def sprint_loss(
         log_posteriors = jnp.swapaxes(log_posteriors, 0, 1)
     log_posteriors, seq_lengths, tags = _match_varying(log_posteriors, seq_lengths, tags)
     among_peers = bool(jax.sharding.get_abstract_mesh().manual_axes)
+    if not among_peers and any(map(_is_spread, (log_posteriors, seq_lengths, tags))):
+        among_peers = True
+        if isinstance(log_posteriors, jax.core.Tracer):
+            warnings.warn(
+                "sprint_loss in a program that is sharded automatically: JAX gathers the whole "
+                "batch onto one device for it; sharded_sprint_loss asks for each shard where it is",
+                stacklevel=2,
+            )
     loss, valid = _loss(_HostCall(pool, among_peers), log_posteriors, seq_lengths, tags)
     return (loss, valid) if return_valid else loss
 
@@ -242,6 +254,12 @@ def check_arguments(
     return log_posteriors, seq_lengths.astype(jnp.int32), tags
 
 
+def _is_spread(array: jax.Array) -> bool:
+    """Whether a program on this array runs on several devices, as far as its type tells."""
+    mesh = jax.typeof(array).sharding.mesh
+    return not mesh.empty and mesh.size > 1
+
+
 def _match_varying(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     """Makes all arguments vary over the same manual mesh axes.
 
@@ -268,7 +286,8 @@ def _ask(
     arguments = (log_posteriors.astype(jnp.float32), seq_lengths, tags)
     if not _tracing() and not any(isinstance(a, jax.core.Tracer) for a in arguments):
         # Called eagerly: no program waits, so an exception can arrive as what it is.
-        loss, valid, error_signal = host_call(*arguments)
+        alone = dataclasses.replace(host_call, among_peers=False)
+        loss, valid, error_signal = alone(*arguments)
         return jnp.asarray(loss), jnp.asarray(valid), jnp.asarray(error_signal)
     return _ask_in_program(host_call)(*arguments)
 

@@ -172,6 +172,56 @@ def test_the_deadline_inside_shard_map_is_there_by_itself() -> None:
     assert done.stdout == "fine\n", done.stderr[-4000:]
 
 
+AUTOMATIC = """
+    import warnings
+    scores = jnp.asarray(rng.normal(size=(60, 8, 50)), jnp.float32)
+    lengths = np.full(8, 60, np.int32)
+    names = [f"corpus/r{b}/{b}" for b in range(8)]
+    with SprintInstancePool(options(num_instances=2, batch_timeout=LIMIT)) as pool:
+        pool.start()
+
+        @jax.jit
+        def step(scores, lengths, tags):
+            def total(s):
+                loss, valid = sprint_loss(s * 2.0, lengths, tags, sprint=pool, return_valid=True)
+                return jnp.sum(jnp.where(valid, loss, 0.0)), (loss, valid)
+            (value, (loss, valid)), gradient = jax.value_and_grad(total, has_aux=True)(scores)
+            return value, loss, valid, jnp.sum(gradient, 1)
+
+        def run(names):
+            return jax.block_until_ready(step(*(
+                jax.device_put(array, NamedSharding(mesh, spec))
+                for array, spec in zip((scores, lengths, encode_tags(names)), specs)
+            )))
+
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            want = run(names)
+        assert any("sharded_sprint_loss asks" in str(w.message) for w in caught), caught
+        assert want[2].all()
+        _, loss, valid, _ = run(["corpus/FAULT/0", *names[1:]])
+        assert not valid.any()
+        assert np.isnan(loss).all()
+        try:
+            pool.check()
+        except SprintError as error:
+            print(type(error).__name__)
+        np.testing.assert_array_equal(run(names)[3], want[3])
+        # Called eagerly nobody waits: the error itself arrives.
+        try:
+            sprint_loss(jax.device_put(scores, NamedSharding(mesh, specs[0])), lengths,
+                        ["corpus/exit/0", *names[1:]], sprint=pool)
+        except SprintCrashError as error:
+            print(error.segment)
+"""
+
+
+@pytest.mark.parametrize(("fault", "kind"), [("exit", "Crash"), ("hang", "Timeout")])
+def test_automatic_sharding_has_peers_too(fault: str, kind: str) -> None:
+    done = start(AUTOMATIC.replace("FAULT", fault).replace("LIMIT", "2.5"), *SOON)
+    assert done.stdout == f"Sprint{kind}Error\ncorpus/exit/0\n", done.stderr[-4000:]
+
+
 def test_ctrl_c_among_peers() -> None:
     """A terminal sends it to the whole process group; the step ends, and the pool goes on."""
     program = """

@@ -420,6 +420,7 @@ def test_one_core_does_not_hang():
     assert done.stdout.split() == ["600000.0"] * 4
 
 
+@pytest.mark.filterwarnings("ignore:sprint_loss in a program that is sharded:UserWarning")
 def test_automatic_sharding_gathers_the_batch(pool):
     """Outside shard_map the callback gets the whole batch, computed inside the program."""
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
