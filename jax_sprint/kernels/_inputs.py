@@ -111,6 +111,11 @@ def prepare(
 
     `num_frames` is T before `at_least_one_frame`; floats come out as `dtype`.
     """
+    if automata.node_label is None:
+        raise ValueError(
+            "this needs the padded tables of a batch, which this shared automaton does not have; "
+            "build it with Automata.from_edges(...) without shared=True, and pass that batch"
+        )
     batch = seq_lengths.shape[0]
 
     def leaf(array: Any) -> Any:
