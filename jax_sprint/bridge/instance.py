@@ -150,6 +150,21 @@ class SprintSubprocessInstance:
         )
 
     @property
+    def is_quick(self) -> bool:
+        """Whether neither sending waits for the child, nor reading where it `has_answer`."""
+        return self._child is not None and self._child.protocol.quick
+
+    def has_answer(self) -> bool:
+        """Whether a whole answer has come that was not read yet; False where that is not known."""
+        child, _ = self._first()
+        return child.protocol.has_answer()
+
+    def await_answer(self) -> None:
+        """Waits until a part of an answer is there, or the time for it is over."""
+        child, _ = self._first()
+        child.channel.poll(self._left())
+
+    @property
     def traffic(self) -> tuple[int, int]:
         """Bytes sent to and received from the current child, shared memory included."""
         return (0, 0) if self._child is None else self._child.protocol.traffic

@@ -51,8 +51,15 @@ class VersionOne:
     def traffic(self) -> tuple[int, int]:
         return self.channel.bytes_sent, self.channel.bytes_received
 
+    # Whether sending never waits, and neither does reading where `has_answer`.
+    quick = False
+
     def has_room(self, name: str, data_bytes: int) -> bool:
         """Whether such a request may be sent while others are under way: never."""
+        return False
+
+    def has_answer(self) -> bool:
+        """Whether the next answer was received as a whole, as far as is known."""
         return False
 
     def ask_loss(
@@ -110,6 +117,7 @@ class VersionTwo:
         self.channel = channel
         self._memory = memory
         self._limit = under_way
+        self.quick = memory is not None
         where = "through the pipe" if memory is None else "in shared memory"
         self.description = f"version 2, arrays {where}"
         self._numbers = itertools.count(1)
@@ -145,6 +153,12 @@ class VersionTwo:
             # Losses and automata do not wait for each other's sake: keeps the memory simple.
             return not data_bytes and not self._asked[-1].end
         return self._place(data_bytes) is not None
+
+    def has_answer(self) -> bool:
+        """Whether the next answer was received as a whole, as far as is known."""
+        if not wire_v2.is_complete(self.channel):
+            self.channel.fetch()
+        return wire_v2.is_complete(self.channel)
 
     def ask_loss(
         self,

@@ -10,6 +10,7 @@ was working on counts as failed; those behind it go back to the queue.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import logging
 import threading
@@ -43,6 +44,10 @@ _START_PAUSE = 5.0
 _AHEAD_BYTES = 1 << 20
 # More than one may wait for it only while all together take it less than this, in seconds.
 _AHEAD_SECONDS = 0.005
+# What takes no longer than this may always wait, as handing it over one by one takes as long.
+_ANYHOW_SECONDS = 0.0003
+# Requests up to this size are handled by one thread at a time.
+_SHORT_BYTES = 1 << 18
 # How long to wait for several short answers, in seconds; the shortest one means not at all.
 _SHORTEST_NAP, _LONGEST_NAP = 20e-6, 1e-3
 # How much earlier than the first one's the deadline of a later one may be, in seconds.
@@ -196,23 +201,27 @@ class ReaderThread(threading.Thread):
             self._settle(job, SprintClosedError(gone, segment=job.segment))
             return
         try:
-            if not started:
-                instance = self._ready()
-                started = True
-                self._send(job, instance)
-            else:
-                assert self._instance is not None
-                instance = self._instance
-            while self._sent and (ahead := self._next()) is not None:
-                job = ahead
-                self._send(job, instance)
+            instance = self._ready() if not started else self._instance
+            assert instance is not None
+            started = True
+            with self._turn(job, instance):
+                if not self._sent:
+                    self._send(job, instance)
+                while self._sent and (ahead := self._next()) is not None:
+                    job = ahead
+                    self._send(job, instance)
             half = self._sent // 2
             self._nap_before(half)
-            while self._sent > half:
+            if self._sent:
                 job = self._jobs[0]
-                self._read(job, instance)
-                if self._sent > half and not instance.get_loss_and_error_signal__have_data():
-                    break
+                if not instance.has_answer():
+                    instance.await_answer()
+                if not instance.has_answer():
+                    self._read(job, instance)
+            with self._turn(job, instance):
+                while self._sent > half and instance.has_answer():
+                    job = self._jobs[0]
+                    self._read(job, instance)
             self._nap *= 0.7 if self._sent <= half else 1.3
         except BaseException as failure:
             # Also a SystemExit, for example of a callable in the options: it must not end this
@@ -226,6 +235,17 @@ class ReaderThread(threading.Thread):
             # It was killed, perhaps just after its answer: the next job must not find it.
             self._instance.exit_handler()
             self._hand_back()
+
+    def _turn(self, job: Job, instance: _PoolInstance) -> contextlib.AbstractContextManager:
+        """To be held while requests like this one are sent, or answers read that are there."""
+        if (
+            self._others
+            and job.data_bytes <= _SHORT_BYTES
+            and instance.is_quick
+            and job.request.may_follow(instance)
+        ):
+            return self._queue.turn
+        return contextlib.nullcontext()
 
     def _next(self) -> Job | None:
         """A job to be sent while the Sprint works on others, if there is a good one."""
@@ -244,8 +264,12 @@ class ReaderThread(threading.Thread):
         """Whether to take this one ahead, with that much waiting behind it."""
         jobs, instance = self._jobs, self._instance
         return (
-            # No other Sprint shall be without work at the end because of what waits for this one.
-            backlog >= self._others * 2 * (self._load + job.cost + 1)
+            # No other Sprint shall be without work at the end because of what waits for this one,
+            # or not for long.
+            (
+                backlog >= self._others * 2 * (self._load + job.cost + 1)
+                or (len(jobs) + 1) * self._pace <= _ANYHOW_SECONDS
+            )
             and (len(jobs) == 1 or self._load_bytes + job.data_bytes <= _AHEAD_BYTES)
             # Only the first one is watched.
             and job.batch.deadline >= jobs[0].batch.deadline - _DEADLINE_SLACK

@@ -31,9 +31,9 @@ __all__ = [
 
 # What a reply may hold besides the array that was asked for, such as an exception's text.
 SLACK_BYTES = 1 << 20
-_BLOCK_BYTES = 1 << 18
+_BLOCK_BYTES = 1 << 19
 # From how many blocks on other threads are asked to help.
-_SHARED_BLOCKS = 6
+_SHARED_BLOCKS = 3
 
 _Block = tuple[np.ndarray, np.ndarray]
 

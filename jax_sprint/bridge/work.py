@@ -161,6 +161,9 @@ class WorkQueue:
         self._changed = threading.Condition()
         self._closed = False
         self._idle = 0
+        # Held by a thread while it handles short requests: several at the same time would spend
+        # more on handing the interpreter's lock to and fro.  Nobody waits for a Sprint with it.
+        self.turn = threading.Lock()
         # The threads that have a Sprint that works, as far as they know.
         self.serving: set[int] = set()
 

@@ -203,9 +203,11 @@ def test_memory_does_not_grow_with_the_number_of_requests() -> None:
 
 @pytest.mark.parametrize("num_instances", [1, 2])
 def test_the_next_one_is_there_when_sprint_is_done(fake, num_instances: int) -> None:
-    # With two, not at the end, when the other might be without work.
-    waiting = range(COUNT - 1) if num_instances == 1 else range(2)
-    names = named(dict.fromkeys(waiting, "wait"))
+    faults = dict.fromkeys(range(COUNT - 1), "wait")
+    if num_instances == 2:
+        # Not at the end, when the other might be without work; now it has.
+        faults = {0: "wait", 1: "slow", 2: "slow", 3: "slow"}
+    names = named(faults)
     with SprintInstancePool(child(num_instances=num_instances)) as pool:
         pool.start()
         check(fake, names, *batch(), *pool.get_batch_loss_and_error_signal(*batch(), names))

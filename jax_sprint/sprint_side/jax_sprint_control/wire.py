@@ -186,6 +186,21 @@ class Channel:
                 self._end += self.read_raw(rest, size - have, deadline, clean=not have)
         return self._ahead, self._begin
 
+    def fetch(self):
+        """Reads what is there, for `peek`, without waiting; the end shows with the next `peek`."""
+        have = self._end - self._begin
+        if self._begin:
+            self._ahead[:have] = self._ahead[self._begin : self._end]
+            self._begin, self._end = 0, have
+        if have < len(self._ahead) and self.read_fd is not None:
+            with memoryview(self._ahead) as view, view[have:] as rest:
+                try:
+                    got = os.readv(self.read_fd, [rest])
+                except BlockingIOError:
+                    return
+            self._end += got
+            self.bytes_received += got
+
     def take(self, size):
         """Takes `size` of the bytes that `peek` has shown, or the rest of them; says how many."""
         size = min(size, self._end - self._begin)

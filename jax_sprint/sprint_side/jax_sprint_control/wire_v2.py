@@ -56,6 +56,7 @@ __all__ = [
     "Memory",
     "Message",
     "accept_upgrade",
+    "is_complete",
     "message_bytes",
     "offered_versions",
     "read_message",
@@ -168,6 +169,16 @@ def read_message(channel, deadline, max_bytes):
     return Message(
         kind, flags, number, name, rows, columns, size, offset, memory_bytes, loss, payload
     )
+
+
+def is_complete(channel):
+    """Whether the next message was read as a whole, so that `read_message` will not wait."""
+    have = channel.ahead
+    if have < _HEADER.size:
+        return False
+    header = _HEADER.unpack_from(*channel.peek(_HEADER.size, 0.0))
+    flags, name_bytes, size = header[2], header[4], header[8]
+    return have >= _HEADER.size + name_bytes + (0 if flags & IN_MEMORY else size)
 
 
 def message_bytes(name):
