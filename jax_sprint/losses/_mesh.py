@@ -12,7 +12,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jax_sprint.bridge import SprintInstancePool, SprintOptions
-from jax_sprint.losses._callback import check_arguments, sprint_loss
+from jax_sprint.losses._arguments import check_arguments
+from jax_sprint.losses._callback import sprint_loss
 
 __all__ = ["sharded_sprint_loss"]
 
