@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jax_sprint.automata import Automata
 from jax_sprint.kernels._inputs import at_least_one_frame, check, prepare
 from jax_sprint.kernels._partition import partition
+from jax_sprint.kernels._shared import prepare_shared, shared_partition
 
 __all__ = ["full_sum_loss"]
 
@@ -31,7 +33,7 @@ def _loss(
 ) -> Array:
     dtype = jnp.float64 if log_posteriors.dtype == jnp.float64 else jnp.float32
     time_axis = 0 if time_major else 1
-    problem = prepare(
+    arguments = (
         log_posteriors.shape[time_axis],
         log_posteriors.shape[2],
         dtype,
@@ -42,7 +44,10 @@ def _loss(
         log_prior,
         prior_scale,
     )
-    return partition(time_axis, at_least_one_frame(log_posteriors, time_axis), problem)
+    log_posteriors = at_least_one_frame(log_posteriors, time_axis)
+    if automata.sliced is not None:
+        return shared_partition(time_axis, log_posteriors, prepare_shared(*arguments))
+    return partition(time_axis, log_posteriors, prepare(*arguments))
 
 
 def full_sum_loss(
@@ -54,6 +59,7 @@ def full_sum_loss(
     tdp_scale: float | Array = 1.0,
     log_prior: Array | None = None,
     prior_scale: float | Array = 0.0,
+    infeasible: Literal["inf", "zero", "error"] = "inf",
     return_valid: bool = False,
     time_major: bool = True,
 ) -> Array | tuple[Array, Array]:
@@ -65,7 +71,8 @@ def full_sum_loss(
                             - prior_scale * log_prior[label of the edge]
                             - tdp_scale   * weight of the edge
 
-    and the loss is minus the log-sum-exp over all of them.  Differentiable, also twice, in forward
+    (and - tdp_scale * weight of the start and of the end state, where these have weights), and the
+    loss is minus the log-sum-exp over all of them.  Differentiable, also twice, in forward
     and reverse mode, with respect to `log_posteriors`, `automata.weights`, `log_prior` and the
     scales; the gradient with respect to `log_posteriors` treats all entries as independent, so
     it is -am_scale times the posterior probability of the label in that frame.  Works under jit,
@@ -81,20 +88,27 @@ def full_sum_loss(
         tdp_scale: factor of the automata's weights; scalar, may be traced.
         log_prior: [L] float, natural-log prior probabilities of the labels, or None.
         prior_scale: factor of the log-priors; scalar, may be traced.
+        infeasible: what the loss of a sequence without any path is.  ``"inf"``: +inf; ``"zero"``:
+            0, so that it drops out of a sum; ``"error"``: none, ValueError names the sequences (in
+            eager calls only).  The gradient is exactly 0 and valid False in any case.
         return_valid: also return which sequences are valid.
         time_major: False takes `log_posteriors` as [B, T, L].
 
     Returns:
         Loss [B] in nats, float32, or float64 for float64 input; with `return_valid` also valid
-        [B] bool.  A sequence without any path has loss +inf, valid False and gradient exactly 0.
+        [B] bool.  A sequence without any path has loss +inf (see `infeasible`), valid False and
+        gradient exactly 0.
         A NaN in a valid frame, or a *traced* length or emission that is out of range, makes the
         loss of that sequence NaN, with valid False and gradient exactly 0.  See the table in
         `jax_sprint.kernels._partition`.
 
     Raises:
         ValueError: wrong rank, dtype or batch size, a number of labels that differs from the
-            automata's, a concrete length outside of 0..T, or a concrete emission >= L.
+            automata's, a concrete length outside of 0..T, or a concrete emission >= L; an unknown
+            `infeasible`, or ``"error"`` under a transformation or with a sequence without path.
     """
+    if infeasible not in ("inf", "zero", "error"):
+        raise ValueError(f"infeasible must be 'inf', 'zero' or 'error', got {infeasible!r}")
     check(log_posteriors, seq_lengths, automata, log_prior, time_major)
     if log_prior is None:
         prior_scale = 0.0
@@ -108,4 +122,26 @@ def full_sum_loss(
         prior_scale,
         time_major=time_major,
     )
-    return (loss, jnp.isfinite(loss)) if return_valid else loss
+    valid = jnp.isfinite(loss)
+    if infeasible == "zero":
+        loss = jnp.where(loss == jnp.inf, jnp.zeros_like(loss), loss)
+    elif infeasible == "error":
+        _refuse(loss, seq_lengths)
+    return (loss, valid) if return_valid else loss
+
+
+def _refuse(loss: Array, seq_lengths: Array) -> None:
+    """Raises ValueError where a sequence has no path."""
+    if isinstance(loss, jax.core.Tracer):
+        raise ValueError(
+            "infeasible='error' needs values, but the loss is traced (jit, grad, vmap, ...); take "
+            "return_valid=True and look at valid outside, or call full_sum_loss eagerly"
+        )
+    without = np.flatnonzero(np.asarray(loss) == np.inf)
+    if without.size:
+        lengths = np.asarray(seq_lengths)[without]
+        raise ValueError(
+            f"sequences {without.tolist()} (of {lengths.tolist()} frames) have no path through "
+            "their automata: are there too few frames for the transcription, or scores of -inf?  "
+            "infeasible='zero' leaves them out"
+        )
