@@ -23,6 +23,8 @@ from jax_sprint.kernels._recursion import (
     predecessors,
     varying_zero,
 )
+from jax_sprint.kernels._shared import prepare_shared
+from jax_sprint.kernels._shared_viterbi import shared_viterbi
 
 __all__ = ["viterbi"]
 
@@ -143,7 +145,7 @@ def _run(
     time_axis = 0 if time_major else 1
     num_frames = log_posteriors.shape[time_axis]
     dtype = jnp.float64 if log_posteriors.dtype == jnp.float64 else jnp.float32
-    problem = prepare(
+    arguments = (
         num_frames,
         log_posteriors.shape[2],
         dtype,
@@ -154,7 +156,11 @@ def _run(
         log_prior,
         prior_scale,
     )
-    alignment, score = _solve(time_axis, at_least_one_frame(log_posteriors, time_axis), problem)
+    log_posteriors = at_least_one_frame(log_posteriors, time_axis)
+    if automata.sliced is not None:
+        alignment, score = shared_viterbi(time_axis, log_posteriors, prepare_shared(*arguments))
+    else:
+        alignment, score = _solve(time_axis, log_posteriors, prepare(*arguments))
     alignment = alignment[:num_frames]
     return (alignment if time_major else alignment.T), score
 
