@@ -37,6 +37,7 @@ __all__ = [
     "Last",
     "Links",
     "Side",
+    "alphas_of",
     "arc_flows",
     "at_frame",
     "at_index",
@@ -323,6 +324,23 @@ def forward(
     counts = _counting(real, closing.last)
     alpha, _ = _steps(semiring, side, closing.start, counts, semiring.value(scores))
     return _total(semiring, alpha, closing)
+
+
+def alphas_of(
+    semiring: Semiring, scores: Array, links: Links, graph: Graph, real: Array, closing: Closing
+) -> tuple[Value, Value, Value]:
+    """The forward half alone; arguments as for `close`.
+
+    Returns:
+        alpha [T, B, N], in frames that do not count that of the frame before; alpha [B, N] in the
+        frame before the last; and in the last.
+    """
+    side = entering(semiring, graph, links.arcs)
+    counts = _counting(real, closing.last)
+    alpha, alphas = _steps(semiring, side, closing.start, counts, semiring.value(scores))
+    emission = semiring.value(at_frame(scores, closing.last))
+    final = semiring.tidy(semiring.times(collect(semiring, alpha, side), emission))
+    return alphas, alpha, nothing_but(semiring, (closing.last >= 0)[:, None], final)
 
 
 def sweep(

@@ -77,7 +77,8 @@ def test_leaves_are_numpy_lead_with_the_batch_and_share_buckets() -> None:
         automata = Automata.from_edges(*oracles.hmm_like(rng, 6, phones, 40), num_labels=40)
         leaves, treedef = jax.tree_util.tree_flatten(automata)
         assert all(isinstance(leaf, np.ndarray) and leaf.shape[0] == 6 for leaf in leaves)
-        assert sum(leaf.dtype == np.float32 for leaf in leaves) == 3  # weights of edges, starts, ends
+        # The weights of edges, of starts and of ends.
+        assert sum(leaf.dtype == np.float32 for leaf in leaves) == 3
         shapes.add((treedef, *(leaf.shape for leaf in leaves)))
     assert len(shapes) <= 2
     hash(treedef)
