@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from jax_sprint.kernels import forward_backward as forward_backward
     from jax_sprint.kernels import viterbi as viterbi
     from jax_sprint.losses import full_sum_loss as full_sum_loss
+    from jax_sprint.losses import lf_mmi_loss as lf_mmi_loss
     from jax_sprint.losses import sharded_sprint_loss as sharded_sprint_loss
     from jax_sprint.losses import sprint_loss as sprint_loss
 
@@ -58,6 +59,7 @@ _HOME = {
     "forward_backward": "kernels",
     "viterbi": "kernels",
     "full_sum_loss": "losses",
+    "lf_mmi_loss": "losses",
     "prefetch": "automata.prefetching",
     "sharded_sprint_loss": "losses",
     "sprint_loss": "losses",
