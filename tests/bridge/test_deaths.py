@@ -43,9 +43,17 @@ def dying(options):
     return make
 
 
-@pytest.mark.parametrize("how", STATUS)
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "stage", "how"),
+    [
+        (kind, stage, how)
+        for kind in KINDS
+        for stage in STAGES
+        for how in STATUS
+        # How it dies makes no difference to what is in the pipe.
+        if kind in ("small", "version 2") or how == "SIGKILL"
+    ],
+)
 def test_death(dying, kind: str, stage: str, how: str) -> None:
     length = KINDS[kind][0]
     posteriors = np.zeros((length, 3), np.float32)
@@ -68,7 +76,7 @@ def test_death(dying, kind: str, stage: str, how: str) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["small", "version 2"])
 def test_the_segment_is_asked_again(dying, fake, tmp_path, kind: str, stage: str) -> None:
     """One child dies, the other one's work is not disturbed, and nothing is lost."""
     lengths = np.array([9, 8, 7, 6, 0])
