@@ -156,8 +156,8 @@ class SprintSubprocessInstance:
 
     def has_answer(self) -> bool:
         """Whether a whole answer has come that was not read yet; False where that is not known."""
-        child, _ = self._first()
-        return child.protocol.has_answer()
+        child = self._child
+        return child is not None and bool(self._pending) and child.protocol.has_answer()
 
     def await_answer(self) -> None:
         """Waits until a part of an answer is there, or the time for it is over."""

@@ -28,7 +28,7 @@ from jax_sprint.sprint_side.jax_sprint_control.wire import (
 
 __all__ = ["VersionOne", "VersionTwo", "make_memory"]
 
-_FIRST_SIZE = 1 << 20
+_FIRST_SIZE = 1 << 22
 # The least that a pipe holds.
 _PIPE_BYTES = 4096
 _REQUESTS = {
@@ -140,24 +140,26 @@ class VersionTwo:
         What waits in the pipe must fit into it, however small the system made it: we must never
         wait for the child to read while it waits for us to.
         """
-        if not self._asked:
+        asked = self._asked
+        if not asked:
             return True
         waiting = self._pipe_bytes + wire_v2.message_bytes(name)
         if self._memory is None:
             waiting += data_bytes
-        if len(self._asked) >= self._limit or waiting > _PIPE_BYTES or self._not_taken is not None:
+        if len(asked) >= self._limit or waiting > _PIPE_BYTES or self._not_taken is not None:
             return False
         if self._memory is None:
             return True
-        if not data_bytes or not self._asked[-1].end:
-            # Losses and automata do not wait for each other's sake: keeps the memory simple.
-            return not data_bytes and not self._asked[-1].end
-        return self._place(data_bytes) is not None
+        if data_bytes and asked[-1].end:
+            return self._place(data_bytes) is not None
+        # Losses do not wait behind automata, nor these behind losses: keeps the memory simple.
+        return not data_bytes and not asked[-1].end
 
     def has_answer(self) -> bool:
         """Whether the next answer was received as a whole, as far as is known."""
-        if not wire_v2.is_complete(self.channel):
-            self.channel.fetch()
+        if wire_v2.is_complete(self.channel):
+            return True
+        self.channel.fetch()
         return wire_v2.is_complete(self.channel)
 
     def ask_loss(
@@ -262,23 +264,19 @@ class VersionTwo:
             end = start + _region(size)
             place = (start, size, self._memory.size)
         request = _REQUESTS[kind]
+        rows, columns = shape
         try:
             wire_v2.write_message(
-                self.channel,
-                deadline,
-                request,
-                number,
-                tag,
-                *shape,
-                payload=payload,
-                memory=place,
+                self.channel, deadline, request, number, tag, rows, columns, 0.0, payload, place
             )
         except PeerClosedError as error:
             if not self._asked:
                 raise
             # The answers to those before it may still be there: they come first.
             self._not_taken = error
-        pipe_bytes = wire_v2.message_bytes(name) + sum(piece.nbytes for piece in payload)
+        pipe_bytes = wire_v2.message_bytes(name)
+        for piece in payload:
+            pipe_bytes += piece.nbytes
         self._asked.append(_Asked(number, kind, tag, shape, start, end, pipe_bytes))
         self._pipe_bytes += pipe_bytes
 
@@ -289,12 +287,13 @@ class VersionTwo:
         """
         assert self._memory is not None
         size = _region(size)
-        if not self._asked or not self._asked[-1].end:
+        asked = self._asked
+        if not asked or not asked[-1].end:
             # Automata take no room, and they are not mixed with losses while these wait.
             # Twice: for the next one to be written while the child works on this one.
             needed = size if self._limit == 1 else 2 * size
             return 0 if needed <= self._memory.size else None
-        first, last = self._asked[0].start, self._asked[-1].end
+        first, last = asked[0].start, asked[-1].end
         if last <= first:  # has begun in front again
             return last if last + size <= first else None
         if size <= first:
@@ -311,7 +310,8 @@ class VersionTwo:
 
 
 def _region(size: int) -> int:
-    return wire_v2.reply_offset(size) * 2
+    """How much memory a request and its answer take."""
+    return 2 * wire_v2.reply_offset(size)
 
 
 def make_memory() -> wire_v2.Memory | None:

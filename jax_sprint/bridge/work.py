@@ -158,7 +158,8 @@ class WorkQueue:
         # Jobs for one certain thread, by its number.
         self._own: dict[int, list[Job]] = {}
         self._numbers = itertools.count()
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._closed = False
         self._idle = 0
         # Held by a thread while it handles short requests: several at the same time would spend
@@ -220,7 +221,7 @@ class WorkQueue:
 
         The backlog is the cost of all that are waiting behind it, each plus one.
         """
-        with self._changed:
+        with self._lock:
             if not self._heap or self._closed:
                 return None
             job = self._heap[0][2]

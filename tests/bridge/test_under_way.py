@@ -189,7 +189,7 @@ def test_memory_does_not_grow_with_the_number_of_requests() -> None:
                 under_way -= 1
             send(instance, "a/fine/1", (500, 100))
             under_way += 1
-        assert memory.size == 1 << 20
+        assert memory.size == 1 << 22
         for _ in range(under_way):
             instance.get_loss_and_error_signal__read()
         send(instance, "a/fine/1", (500, 1000))

@@ -176,7 +176,8 @@ def is_complete(channel):
     have = channel.ahead
     if have < _HEADER.size:
         return False
-    header = _HEADER.unpack_from(*channel.peek(_HEADER.size, 0.0))
+    data, begin = channel.peek(_HEADER.size, 0.0)
+    header = _HEADER.unpack_from(data, begin)
     flags, name_bytes, size = header[2], header[4], header[8]
     return have >= _HEADER.size + name_bytes + (0 if flags & IN_MEMORY else size)
 
