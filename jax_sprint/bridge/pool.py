@@ -220,6 +220,8 @@ class SprintInstancePool:
         log_posteriors, lengths, names = check_batch(log_posteriors, seq_lengths, tags)
         loss = np.full(lengths.shape, np.inf, np.float32)
         error_signal = self._buffers.empty(log_posteriors.shape)
+        if timeout is not None and not 0 < timeout < math.inf:
+            raise ValueError(f"timeout must be a positive, finite number of seconds, got {timeout}")
         timeout = self.options.batch_timeout if timeout is None else timeout
         batch = Batch(math.inf if timeout is None else time.monotonic() + timeout)
         jobs = []

@@ -85,6 +85,14 @@ def test_a_sprint_that_is_still_starting_goes_on(options, fake) -> None:
     assert stats["failures"] == stats["requests"] == 4
 
 
+@pytest.mark.parametrize("timeout", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_limit_that_is_none(options, timeout: float) -> None:
+    with SprintInstancePool(options()) as pool:
+        with pytest.raises(ValueError, match="timeout must be a positive"):
+            ask(pool, timeout=timeout)
+        assert pool.stats()["starts"] == 0
+
+
 def test_retries_end_with_the_batch(options) -> None:
     with SprintInstancePool(options(max_retries=10_000, batch_timeout=2.0)) as pool:
         # Between two tries it is a Sprint that is starting.
