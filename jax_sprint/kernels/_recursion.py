@@ -286,7 +286,9 @@ def _steps(
 ) -> tuple[Value, Value]:
     """x_t = emission_t * collect(x_{t-1}) where the frame counts; the last x, and all [T, B, N]."""
     frames = counts.shape[0]
-    more = -frames % BLOCK
+    # A symbolic number of frames (`jax.export`) cannot be divided into blocks.
+    size = BLOCK if isinstance(frames, int) else 1
+    more = -frames % size if size > 1 else 0
     if more:
         counts = jnp.pad(counts, ((0, more), (0, 0)))
         emission = tuple(jnp.pad(array, ((0, more), (0, 0), (0, 0))) for array in emission)
@@ -300,7 +302,7 @@ def _steps(
         return lax.scan(step, semiring.tidy(x), frames)
 
     blocks = jax.tree_util.tree_map(
-        lambda a: a.reshape(a.shape[0] // BLOCK, BLOCK, *a.shape[1:]), (counts, emission)
+        lambda a: a.reshape(a.shape[0] // size, size, *a.shape[1:]), (counts, emission)
     )
     x, xs = lax.scan(block, first, blocks)
     return semiring.tidy(x), tuple(a.reshape(frames + more, *a.shape[2:])[:frames] for a in xs)
