@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch
 from matplotlib.path import Path
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from jax_sprint.demo.features import FRAMES_PER_SECOND
 from jax_sprint.demo.model import SUBSAMPLING
@@ -63,7 +63,11 @@ def draw_losses(figure: Figure, losses: Mapping[str, Sequence[float]], title: st
     upper.set_yscale("log")
     upper.yaxis.set_major_formatter("{x:g}")
     lowest_loss, highest_loss = upper.get_ylim()
-    upper.yaxis.set_minor_formatter("{x:g}" if highest_loss < 5 * lowest_loss else NullFormatter())
+    if highest_loss < 5 * lowest_loss:
+        upper.yaxis.set_minor_formatter("{x:g}")
+    else:
+        upper.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        upper.yaxis.set_minor_formatter(NullFormatter())
     upper.set_ylabel("loss per segment [nats]")
     upper.set_title(title)
     upper.grid(alpha=0.25, which="both")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ __all__ = ["shown"]
 _Item = TypeVar("_Item")
 
 _LINES = 4
+_SECONDS_BETWEEN_LINES = 2.0
 _DETAILS_EVERY = 10
 
 
@@ -28,7 +30,8 @@ def shown(
 ) -> Iterator[_Item]:
     """Iterates, and shows on standard error how far it is.
 
-    In a terminal and in a notebook that is a bar; elsewhere, such as in a log file, four lines.
+    In a terminal and in a notebook that is a bar; elsewhere, such as in a log file, up to four
+    lines.
 
     Args:
         items: what to iterate over.
@@ -63,11 +66,13 @@ def _with_bar(
 def _with_lines(
     items: Iterable[_Item], what: str, total: int, unit: str, details: Callable[[], str] | None
 ) -> Iterator[_Item]:
-    told = 0
+    told, told_at = 0, time.monotonic()
     for number, item in enumerate(items, 1):
         yield item
-        if number * _LINES // max(total, 1) > told:
-            told = number * _LINES // max(total, 1)
+        part = number * _LINES // max(total, 1)
+        now = time.monotonic()
+        if number == total or (part > told and now > told_at + _SECONDS_BETWEEN_LINES):
+            told, told_at = part, now
             more = "" if details is None else f", {details()}"
             print(f"{what}: {number:,} of {total:,} {unit}{more}", file=sys.stderr, flush=True)
 

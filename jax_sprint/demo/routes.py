@@ -23,6 +23,8 @@ from jax_sprint.demo.dataset import Part
 __all__ = ["ROUTES", "CallbackRoute", "FsaRoute", "Route"]
 
 _ASKED_BEFORE = 64
+# While a step compiles Sprint gets so many batches ahead, at about 1 MB each.
+_DEPTH = 32
 
 
 class Route(Protocol):
@@ -54,6 +56,9 @@ class FsaRoute:
         pool: the Sprint processes.
         part: whose segments the batches hold.
         buckets: the segments of each shape.
+
+    Attributes:
+        padding: the shapes of the automata.
     """
 
     name = "fsa"
@@ -62,21 +67,22 @@ class FsaRoute:
         self._pool = pool
         self._tags = part.tags
         self._num_labels = len(part.labels)
-        self._padding = GrowingSizes(lambda batch: batch.bucket)
+        self.padding = GrowingSizes(lambda batch: batch.bucket)
         for index, bucket in enumerate(buckets):
             by_size = sorted(bucket.members.tolist(), key=lambda member: -part.sizes[member])
             names = [part.tags[member] for member in by_size[:_ASKED_BEFORE]]
             fetched = pool.get_automata_for_batch(names)
-            self._padding.pack(index, *fetched, num_labels=self._num_labels)
+            self.padding.pack(index, *fetched, num_labels=self._num_labels)
 
     def supervise(self, batches: Iterable[Batch]) -> Generator[tuple[Batch, Automata], None, None]:
         """See `Route`."""
         return prefetch(
             batches,
             self._pool,
+            depth=_DEPTH,
             tags=lambda batch: [self._tags[index] for index in batch.indices],
             num_labels=self._num_labels,
-            pad_to=self._padding,
+            pad_to=self.padding,
         )
 
     def loss(

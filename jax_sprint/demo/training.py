@@ -28,7 +28,7 @@ from jax_sprint.demo.padding import Padding
 from jax_sprint.demo.progress import shown
 from jax_sprint.demo.routes import Route
 
-__all__ = ["Recipe", "Trained", "initial_parameters", "train"]
+__all__ = ["Recipe", "Trained", "initial_parameters", "make_step", "train"]
 
 Parameters = Any
 
@@ -163,7 +163,7 @@ def train(
     optimizer = recipe.optimizer()
     parameters = initial_parameters(model, recipe.seed)
     state = (parameters, optimizer.init(parameters))
-    step = _make_step(model, optimizer, route)
+    step = make_step(model, optimizer, route)
     key = jax.random.key(recipe.seed + 1)
     stream = batch_stream(
         buckets,
@@ -215,9 +215,22 @@ def train(
     return done
 
 
-def _make_step(
+def make_step(
     model: AcousticModel, optimizer: optax.GradientTransformation, route: Route
 ) -> Callable[..., Any]:
+    """Compiles one update.
+
+    Args:
+        model: what to train.
+        optimizer: how.
+        route: where the loss comes from.
+
+    Returns:
+        A jitted function of the state (parameters and optimizer's state, which it takes over),
+        features [B, T, D], lengths [B], the route's targets and a random key; it gives the new
+        state, the mean loss, and of how many segments that is.
+    """
+
     def step(state, features, lengths, targets, key):
         parameters, optimizer_state = state
 

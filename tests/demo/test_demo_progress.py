@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import types
 
@@ -16,7 +17,14 @@ def terminal(monkeypatch):
     monkeypatch.setattr(progress, "_in_terminal", lambda: True)
 
 
-def test_a_few_lines_in_a_file(capsys):
+@pytest.fixture
+def clock(monkeypatch):
+    """Moves on by a second whenever somebody looks."""
+    seconds = itertools.count()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(seconds))
+
+
+def test_a_few_lines_in_a_file(capsys, clock):
     items = shown(range(1000), "making tea", total=1000, unit="cups", details=lambda: "hot")
     assert list(items) == list(range(1000))
     output = capsys.readouterr()
@@ -29,11 +37,16 @@ def test_a_few_lines_in_a_file(capsys):
     ]
 
 
-def test_little_work_and_work_that_ends_early(capsys):
+def test_short_work_is_one_line(capsys):
+    assert len(list(shown(range(100), "making tea", total=100, unit="cups"))) == 100
+    assert capsys.readouterr().err == "making tea: 100 of 100 cups\n"
+
+
+def test_little_work_and_work_that_ends_early(capsys, clock):
     assert list(shown([7], "a", total=1, unit="steps")) == [7]
     assert list(shown([], "b", total=0, unit="steps")) == []
-    assert list(shown(range(3), "c", total=8, unit="steps")) == [0, 1, 2]
-    assert capsys.readouterr().err.splitlines() == ["a: 1 of 1 steps", "c: 2 of 8 steps"]
+    assert list(shown(range(5), "c", total=8, unit="steps")) == list(range(5))
+    assert capsys.readouterr().err.splitlines() == ["a: 1 of 1 steps", "c: 3 of 8 steps"]
 
 
 def test_a_bar_in_a_terminal(capsys, terminal):
