@@ -55,11 +55,11 @@ class SprintOptions:
         start_timeout: seconds from starting the executable to its answer to the handshake.
         request_timeout: seconds for one segment, from the request to the complete answer.
         batch_timeout: seconds for the losses of one batch, from the call to its end, with waiting
-            for a free Sprint, starting it and asking again; None for no limit but inside
-            `jax.shard_map`, where it is 25 s: there other devices wait in the next collective, and
-            XLA ends the program when that takes too long (see `docs/devices.md`).  What is not
-            there by then has failed with a `SprintTimeoutError`.  A retry has a chance only where
-            `request_timeout` leaves time for it.
+            for a free Sprint, starting it and asking again; None for no limit, but 25 s in programs
+            on several devices: there the others wait in the next collective, and XLA ends the
+            program when that takes too long (see `docs/devices.md`).  What is not there by then has
+            failed with a `SprintTimeoutError`.  A retry has a chance only where `request_timeout`
+            leaves time for it.
         exit_timeout: seconds for Sprint to end by itself after being told to.
         max_retries: how often a pool asks again for a segment after its Sprint failed to start,
             died, did not answer in time or answered nonsense, each time on a fresh Sprint.  A
