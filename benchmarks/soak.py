@@ -76,16 +76,17 @@ class Assassin(threading.Thread):
     def run(self) -> None:
         while (delay := self._orders.get()) is not None:
             time.sleep(delay)
-            # Of a zombie there is no command line any more.
-            victims = [
-                child for child in psutil.Process().children() if str(CHILD) in _command(child)
-            ]
-            if victims:
-                kind = self._random.choice((signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM))
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    self._random.choice(victims).send_signal(kind)
-                    self.kills += 1
+            with contextlib.suppress(psutil.Error):
+                self._kill_one()
             self._orders.task_done()
+
+    def _kill_one(self) -> None:
+        # Of a zombie there is no command line any more.
+        victims = [child for child in psutil.Process().children() if str(CHILD) in _command(child)]
+        if victims:
+            kind = self._random.choice((signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM))
+            self._random.choice(victims).send_signal(kind)
+            self.kills += 1
 
 
 def soak(

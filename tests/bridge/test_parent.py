@@ -140,6 +140,20 @@ def test_kill_9_of_the_parent(state: str, kind: str) -> None:
     assert len(memory) == 2 + (state == "starting")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGABRT])
+def test_other_signals_that_end_the_parent(number: signal.Signals) -> None:
+    """As batch systems and closed terminals send; sent to the whole process group."""
+    code = 'print("ready", flush=True)\ntime.sleep(60)\n'
+    with start(code, start_new_session=True) as parent:
+        try:
+            descendants = wait_for_line(parent)
+        finally:
+            os.killpg(parent.pid, number)
+        assert parent.wait(10) == -number
+    assert len(descendants) == 3
+    assert_gone(descendants, 2.0)
+
+
 def shared_memory(processes: Iterable[psutil.Process]) -> set[tuple[int, int]]:
     """The anonymous files of ours that any of them has open: they live as long as that is so."""
     found = set()
@@ -261,6 +275,32 @@ def test_os_fork_by_others() -> None:
     assert "made by os.fork" in stdout, stderr
     assert "answered" not in stdout
     assert stdout.endswith("0\nfine\n"), stderr
+
+
+def test_the_workers_of_a_data_loader() -> None:
+    """multiprocessing forks in the middle of the work, from a thread, and its workers stay."""
+    code = """
+    import multiprocessing
+    def ask(count):
+        for i in range(count):
+            pool.get_batch_loss_and_error_signal(
+                np.zeros((4, 2, 3), np.float32), np.array([4, 3]), [f"a/b/{i}", f"a/c/{i}"]
+            )
+    asking = threading.Thread(target=ask, args=(200,))
+    asking.start()
+    with multiprocessing.get_context("fork").Pool(3) as workers:
+        assert workers.map(abs, range(-50, 0)) == list(range(50, 0, -1))
+        asking.join()
+        ask(20)
+        assert pool.stats()["starts"] == 2
+        assert pool.stats()["failures"] == 0
+        pool.close()
+        print("closed", flush=True)
+    print("fine", flush=True)
+    """
+    with start(code) as parent:
+        stdout, stderr = parent.communicate(timeout=60)
+    assert stdout == "closed\nfine\n", stderr
 
 
 def test_a_fork_that_lives_on_does_not_keep_the_children() -> None:
