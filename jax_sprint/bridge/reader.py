@@ -1,26 +1,24 @@
 """The thread that belongs to one Sprint of a pool.
 
-Requests overlap where that pays: while Sprint works on one, the next is written into the shared
-memory, so that neither waits for the other, and many short ones take few switches between threads
-and processes.  This never changes what comes out: Sprint answers in the order of the requests, each
-has its own deadline, which begins when Sprint can begin, and if Sprint dies, only the one that it
-was working on counts as failed; those behind it go back to the queue.
+Requests overlap where that pays (see `ahead`).  This never changes what comes out: Sprint answers
+in the order of the requests, each has its own deadline, which begins when Sprint can begin, and if
+Sprint dies, only the one that it was working on counts as failed; those behind it go back to the
+queue.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable
 
+from jax_sprint.bridge.ahead import Ahead
 from jax_sprint.bridge.copier import Copier
-from jax_sprint.bridge.fingerprint import Fingerprint
 from jax_sprint.bridge.instance import SprintSubprocessInstance
 from jax_sprint.bridge.options import SprintOptions
+from jax_sprint.bridge.pool_instance import Inspect, PoolInstance
 from jax_sprint.bridge.stats import Statistics
 from jax_sprint.bridge.work import Job, WorkQueue
 from jax_sprint.errors import (
@@ -28,68 +26,19 @@ from jax_sprint.errors import (
     SprintCrashError,
     SprintError,
     SprintProtocolError,
+    SprintRequestError,
     SprintStartError,
     SprintTimeoutError,
 )
 
 __all__ = ["Inspect", "ReaderThread"]
 
-Inspect = Callable[[], Fingerprint | None]
-
 logger = logging.getLogger("jax_sprint")
 
 # How long a thread whose Sprint does not start leaves the work to the others, in seconds.
 _START_PAUSE = 5.0
-# While Sprint works, up to this many bytes may wait for it in the memory; one request always may.
-_AHEAD_BYTES = 1 << 20
-# More than one may wait for it only while all together take it less than this, in seconds.
-_AHEAD_SECONDS = 0.005
-# What takes no longer than this may always wait, as handing it over one by one takes as long.
-_ANYHOW_SECONDS = 0.0003
-# Requests up to this size are handled by one thread at a time.
-_SHORT_BYTES = 1 << 18
-# How long to wait for several short answers, in seconds; the shortest one means not at all.
-_SHORTEST_NAP, _LONGEST_NAP = 20e-6, 1e-3
-# How much earlier than the first one's the deadline of a later one may be, in seconds.
-_DEADLINE_SLACK = 0.1
 # What may be over with another process; a refusal by Sprint itself is not among it.
 _PASSING = (SprintCrashError, SprintProtocolError, SprintStartError, SprintTimeoutError)
-
-
-class _PoolInstance(SprintSubprocessInstance):
-    """Knows what it was started from: `born` is the fingerprint, None if that is not certain."""
-
-    _end_at_exit = False
-
-    def __init__(
-        self, options: SprintOptions, inspect: Inspect | None, copier: Copier | None
-    ) -> None:
-        self._inspect = inspect
-        self._copier = copier
-        self.born: Fingerprint | None = None
-        super().__init__(options, start=False)
-
-    def limit(self, latest: float) -> None:
-        """Sets until when requests may last, of the monotonic clock."""
-        self._latest = latest
-
-    def bury(self) -> None:
-        """Lets go of a child that has ended by itself since its last answer."""
-        child = self._child
-        if child is not None and child.wait(0):
-            self.exit_handler()
-            reason = "a Sprint ended while it had nothing to do; another one takes its place"
-            logger.warning("%s", child.error(SprintCrashError, reason, None))
-
-    def init(self) -> None:
-        self.born = None
-        born = None if self._inspect is None else self._inspect()
-        super().init()
-        assert self._child is not None
-        # A callable in the options may have said something else the second time.
-        command = self._child.command
-        if born and tuple(command[len(command) - len(born.words) :]) == born.words:
-            self.born = born
 
 
 @dataclasses.dataclass
@@ -135,24 +84,20 @@ class ReaderThread(threading.Thread):
         self._number = number
         self._inspect = inspect
         self._copier = copier
-        self._instance: _PoolInstance | None = None
+        self._instance: PoolInstance | None = None
         self._lock = threading.Lock()
-        # What this thread has taken on, in the order in which it is sent; under the lock.
-        self._jobs: collections.deque[Job] = collections.deque()
+        # What this thread has taken on; changed under the lock.
+        self._ahead = Ahead(options.num_instances - 1)
+        self._jobs = self._ahead.jobs
         # How many of them, from the first on, the Sprint has been sent.
         self._sent = 0
-        # Their cost, each plus one, and what they take in the memory.
-        self._load = self._load_bytes = 0
-        self._others = options.num_instances - 1
         self._closing = threading.Event()
         self._interrupted = False
         self._started_before = False
         self._account = _Account()
         self._traffic = (0, 0)
-        # When the Sprint could begin with the first one; and how long it took lately, in seconds.
+        # When the Sprint could begin with the first one.
         self._since = 0.0
-        self._pace = _AHEAD_SECONDS
-        self._nap = 0.0
 
     @property
     def instance(self) -> SprintSubprocessInstance | None:
@@ -207,11 +152,11 @@ class ReaderThread(threading.Thread):
             with self._turn(job, instance):
                 if not self._sent:
                     self._send(job, instance)
-                while self._sent and (ahead := self._next()) is not None:
+                while self._sent and (ahead := self._next(instance)) is not None:
                     job = ahead
                     self._send(job, instance)
             half = self._sent // 2
-            self._nap_before(half)
+            self._ahead.nap(half)
             if self._sent:
                 job = self._jobs[0]
                 if not instance.has_answer():
@@ -219,10 +164,12 @@ class ReaderThread(threading.Thread):
                 if not instance.has_answer():
                     self._read(job, instance)
             with self._turn(job, instance):
-                while self._sent > half and instance.has_answer():
+                while self._sent > half:
                     job = self._jobs[0]
+                    if not instance.has_answer():
+                        break
                     self._read(job, instance)
-            self._nap *= 0.7 if self._sent <= half else 1.3
+            self._ahead.woke(self._sent <= half)
         except BaseException as failure:
             # Also a SystemExit, for example of a callable in the options: it must not end this
             # thread, or somebody waits in vain.
@@ -236,59 +183,22 @@ class ReaderThread(threading.Thread):
             self._instance.exit_handler()
             self._hand_back()
 
-    def _turn(self, job: Job, instance: _PoolInstance) -> contextlib.AbstractContextManager:
+    def _turn(self, job: Job, instance: PoolInstance) -> contextlib.AbstractContextManager:
         """To be held while requests like this one are sent, or answers read that are there."""
-        if (
-            self._others
-            and job.data_bytes <= _SHORT_BYTES
-            and instance.is_quick
-            and job.request.may_follow(instance)
-        ):
+        if self._ahead.is_short(job, instance):
             return self._queue.turn
         return contextlib.nullcontext()
 
-    def _next(self) -> Job | None:
+    def _next(self, instance: PoolInstance) -> Job | None:
         """A job to be sent while the Sprint works on others, if there is a good one."""
-        if self._jobs[0].attempts or self._closing.is_set():
-            # It may well fail again, and what is behind it would have to be sent again.
+        if self._closing.is_set() or self._ahead.is_enough():
             return None
-        count = len(self._jobs)
-        if count > 1 and count * self._pace > _AHEAD_SECONDS:
-            return None
-        job = self._queue.take(self._fits)
+        job = self._queue.take(lambda job, backlog: self._ahead.fits(job, backlog, instance))
         if job is not None:
             self._take_on(job)
         return job
 
-    def _fits(self, job: Job, backlog: int) -> bool:
-        """Whether to take this one ahead, with that much waiting behind it."""
-        jobs, instance = self._jobs, self._instance
-        return (
-            # No other Sprint shall be without work at the end because of what waits for this one,
-            # or not for long.
-            (
-                backlog >= self._others * 2 * (self._load + job.cost + 1)
-                or (len(jobs) + 1) * self._pace <= _ANYHOW_SECONDS
-            )
-            and (len(jobs) == 1 or self._load_bytes + job.data_bytes <= _AHEAD_BYTES)
-            # Only the first one is watched.
-            and job.batch.deadline >= jobs[0].batch.deadline - _DEADLINE_SLACK
-            and job.batch.deadline >= jobs[-1].batch.deadline - _DEADLINE_SLACK
-            and instance is not None
-            and instance.has_room(job.segment, job.data_bytes)
-            and job.request.may_follow(instance)
-        )
-
-    def _nap_before(self, count: int) -> None:
-        """Waits until about `count` answers may be there.
-
-        Being woken for each one takes both sides longer than reading it.
-        """
-        self._nap = min(max(self._nap, _SHORTEST_NAP), _LONGEST_NAP)
-        if count > 1 and self._nap > _SHORTEST_NAP:
-            time.sleep(self._nap)
-
-    def _send(self, job: Job, instance: _PoolInstance) -> None:
+    def _send(self, job: Job, instance: PoolInstance) -> None:
         if self._closing.is_set():
             raise SprintClosedError("the pool was closed", segment=job.segment)
         if not job.begin():
@@ -303,41 +213,39 @@ class ReaderThread(threading.Thread):
         else:
             self._settle(job, None)
 
-    def _read(self, job: Job, instance: _PoolInstance) -> None:
+    def _read(self, job: Job, instance: PoolInstance) -> None:
         job.request.read(instance)
         self._sent -= 1
         now = time.monotonic()
         took, self._since = now - self._since, now
-        self._pace = (self._pace + took) / 2
+        self._ahead.answered(took)
         self._account.child_seconds += took
         self._settle(job, None)
 
     def _take_on(self, job: Job) -> None:
         self._account.queue_seconds += time.monotonic() - job.created
-        self._load += job.cost + 1
-        self._load_bytes += job.data_bytes
         with self._lock:
-            self._jobs.append(job)
+            self._ahead.add(job)
 
     def _let_go(self, job: Job) -> None:
-        self._load -= job.cost + 1
-        self._load_bytes -= job.data_bytes
         with self._lock:
-            self._jobs.remove(job)
+            self._ahead.remove(job)
 
     # ------------------------------------------------------------------------------- its outcome
 
     def _failed(self, job: Job, error: BaseException, started: bool) -> None:
         """Has a job asked again, or settles it; the others are not to blame."""
         instance = self._instance
-        if self._sent and instance is not None and instance.is_alive:
-            # A refusal by Sprint, or of what was to be sent next.
-            if job is self._jobs[0]:
-                self._sent -= 1
-                now = time.monotonic()
-                self._account.child_seconds += now - self._since
-                self._since = now
-        else:
+        under_way = self._sent > 0 and job is self._jobs[0]
+        if under_way and isinstance(error, SprintRequestError):
+            self._sent -= 1
+            now = time.monotonic()
+            self._account.child_seconds += now - self._since
+            self._since = now
+        elif under_way and instance is not None:
+            # Whatever it was, nobody knows any more which answer would come next.
+            instance.exit_handler()
+        if instance is None or not instance.is_alive:
             self._hand_back(but=job)
         if instance is None or not instance.is_alive:
             self._queue.serving.discard(self._number)
@@ -447,11 +355,11 @@ class ReaderThread(threading.Thread):
             if self._closing.wait(0.1):
                 return
 
-    def _ready(self) -> _PoolInstance:
+    def _ready(self) -> PoolInstance:
         """The Sprint of this thread, started if there is none."""
         instance = self._instance
         if instance is None:
-            instance = self._instance = _PoolInstance(self._options, self._inspect, self._copier)
+            instance = self._instance = PoolInstance(self._options, self._inspect, self._copier)
         instance.bury()
         if not instance.is_alive:
             before = time.monotonic()

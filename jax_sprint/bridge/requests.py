@@ -88,8 +88,9 @@ class LossRequest:
         return False
 
     def read(self, instance: Any) -> None:
-        result = instance.get_loss_and_error_signal__read(self._error_signal)
-        self._loss[self._index] = result[1]
+        name, loss, _ = instance.get_loss_and_error_signal__read(self._error_signal)
+        assert name == self._name, f"{name!r} was answered, {self._name!r} was asked for"
+        self._loss[self._index] = loss
 
 
 class AutomataFetch:
