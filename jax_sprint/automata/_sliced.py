@@ -388,7 +388,7 @@ def slice_automaton(
     entered = np.argsort(state[target[inner]], kind="stable")
     entries = inner[entered]
     count = np.bincount(state[target[inner]], minlength=num_places)
-    room = _rounded(len(inner))
+    room = _rounded(max(len(inner), 64 * every))
     num_closing = _rounded(len(closing))
     return Sliced(
         single=single.fill(inner_source[single_arcs], inner[single_arcs]),
