@@ -81,7 +81,7 @@ def lf_mmi_loss(
 
     Example:
         >>> from jax_sprint import lf_mmi_loss, topologies
-        >>> denominator = topologies.ngram(texts, order=3, num_labels=40).shared()
+        >>> denominator = topologies.ngram(texts, order=3, num_labels=40, shared=True)
         >>> numerator = topologies.ctc(labels, label_lengths, num_labels=40)
         >>> loss = lf_mmi_loss(scores, seq_lengths, numerator, denominator)
     """

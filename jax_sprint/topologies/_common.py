@@ -241,11 +241,13 @@ class ArcList:
         return triple, tag[order].astype(np.int32)
 
 
-def to_automata(triple: Triple, *, num_labels: int | None, pad_to: Any) -> Any:
+def to_automata(
+    triple: Triple, *, num_labels: int | None, pad_to: Any, shared: bool = False
+) -> Any:
     """Packs the triple; imported late, so that the builders themselves need no jax."""
     from jax_sprint.automata import Automata
 
-    return Automata.from_edges(*triple, num_labels=num_labels, pad_to=pad_to)
+    return Automata.from_edges(*triple, num_labels=num_labels, pad_to=pad_to, shared=shared)
 
 
 def cost(value: float, name: str) -> float:

@@ -38,6 +38,7 @@ def ngram(
     tdps: Mapping[str, float] | None = None,
     num_labels: int | None = None,
     pad_to: Any = None,
+    shared: bool = False,
 ) -> Automata:
     """Builds a denominator: an n-gram model over labels, spelled out in frames.
 
@@ -106,10 +107,12 @@ def ngram(
             ``skip``.  Their probabilities sum to 1 in each state only if you choose them so.
         num_labels: L, the size of the label axis of the log-posteriors; None: not checked here.
         pad_to: padded sizes, handed to `Automata.from_edges`.
+        shared: give the form that serves all sequences of a batch without copies, without
+            building the padded tables of a batch first, which are large for a large model.
 
     Returns:
-        A batch of one automaton; its `shared()` is the form that serves all sequences of a batch
-        without copies.  Zero frames have no path.
+        A batch of one automaton, or with `shared` what its `Automata.shared` gives.  Zero frames
+        have no path.
         With a topology that has neither blank nor silence an empty label sequence takes no frame;
         there the model is that of non-empty sequences, and the start has no end probability.
 
@@ -121,7 +124,7 @@ def ngram(
 
     Example:
         >>> from jax_sprint import topologies
-        >>> denominator = topologies.ngram([[1, 2, 1], [2, 3]], order=2, num_labels=4).shared()
+        >>> denominator = topologies.ngram([[1, 2, 1], [2, 3]], order=2, num_labels=4, shared=True)
 
     Sources: Witten and Bell, IEEE Trans. Information Theory 37, 1991; Ney, Essen and Kneser,
     Computer Speech and Language 8, 1994; denominators of such models: Povey et al., Interspeech
@@ -144,7 +147,7 @@ def ngram(
         tdps=tdps,
         num_labels=num_labels,
     )
-    return to_automata(triple, num_labels=num_labels, pad_to=pad_to)
+    return to_automata(triple, num_labels=num_labels, pad_to=pad_to, shared=shared)
 
 
 def ngram_triple(
