@@ -345,8 +345,11 @@ class Automata:
             return one
         parts = [np.asarray(part) for part in parts]
         num_edges = int(np.sum(parts[5] >= 0))
-        sliced = slice_automaton(*parts[:3], num_edges, *parts[3:5], int(parts[6]))
-        tables = {}
+        sources, targets, emissions, starts, ends, _, num_states = parts
+        sliced = slice_automaton(
+            sources, targets, emissions, num_edges, starts, ends, int(num_states)
+        )
+        tables: dict[str, Any] = {}
         small = one.in_arc is not None and one.in_arc.size <= _SMALL_TABLE * (num_edges + 256)
         if not small:
             tables = dict.fromkeys(NODE_LEAVES) | {"slot_label": sliced.slot_label, "band": 0}
@@ -436,11 +439,11 @@ class Automata:
             parts.append(part)
             sequences += batch.batch_size
             offset += int(np.sum(batch.num_states))
-        joined = {
+        joined: dict[str, Any] = {
             name: np.concatenate([part[name] for part in parts], axis=-1) for name in parts[0]
         }
         packed = cls.from_edges(**joined, num_labels=labels.pop(), pad_to=pad_to)
-        learnt = {}
+        learnt: dict[str, Any] = {}
         for name in _LEARNT:
             width = getattr(packed, name).shape[1]
             concrete = all(isinstance(getattr(batch, name), np.ndarray) for batch in batches)

@@ -71,7 +71,7 @@ def pack(
     place = edge_sequence * width + edge_rank
 
     def spread(values: np.ndarray, dtype: type, fill: int = 0) -> np.ndarray:
-        out = np.full(num_sequences * width, fill, dtype)
+        out: np.ndarray = np.full(num_sequences * width, fill, dtype)
         out[place] = values
         return out.reshape(num_sequences, width)
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jax_sprint.automata import Automata
+from jax_sprint.kernels._graph import flat_shape
 from jax_sprint.kernels._occupancy import Occupancy
-from jax_sprint.kernels._partition import Problem
-from jax_sprint.kernels._recursion import flat_shape
+from jax_sprint.kernels._scores import Problem
 
 __all__ = ["Occupancies", "by_state_and_edge"]
 

@@ -13,7 +13,8 @@ import numpy as np
 from jax_sprint.automata import Automata
 from jax_sprint.kernels._expected import Occupancies, by_state_and_edge
 from jax_sprint.kernels._inputs import at_least_one_frame, check, prepare
-from jax_sprint.kernels._partition import label_posteriors, only, solve
+from jax_sprint.kernels._partition import solve
+from jax_sprint.kernels._scores import by_label
 from jax_sprint.kernels._shared import prepare_shared, shared_solve
 
 __all__ = ["forward_backward"]
@@ -53,9 +54,8 @@ def _run(
         loss, found = shared_solve(time_axis, frames, prepare_shared(*arguments))
         return loss, jax.lax.slice_in_dim(found.labels, 0, num_frames, axis=time_axis), None
     problem = prepare(*arguments)
-    loss, counts, _ = solve(time_axis, at_least_one_frame(log_posteriors, time_axis), problem)
-    counts = only(counts, jnp.isfinite(loss))
-    posteriors = label_posteriors(counts, problem, num_labels, time_axis)
+    loss, counts = solve(time_axis, at_least_one_frame(log_posteriors, time_axis), problem)
+    posteriors = by_label(counts.node, counts.last, problem, num_labels, time_axis)
     posteriors = jax.lax.slice_in_dim(posteriors, 0, num_frames, axis=time_axis)
     if not with_occupancies:
         return loss, posteriors, None

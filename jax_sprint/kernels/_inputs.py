@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_sprint.automata import Automata
-from jax_sprint.kernels._partition import Layout, Problem
-from jax_sprint.kernels._recursion import Graph, Last, Links
+from jax_sprint.kernels._graph import Graph, Last, Links
+from jax_sprint.kernels._scores import Layout, Problem
 
 __all__ = ["at_least_one_frame", "check", "prepare"]
 
@@ -151,6 +151,7 @@ def prepare(
             scored(automata.start_weights, automata.start_states),
             scored(automata.end_weights, automata.end_states),
         ),
+        shift=None,
         offset=None,
         graph=Graph(
             in_arc=leaf(automata.in_arc),

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_sprint.kernels._recursion import (
-    Graph,
-    Links,
-    arc_flows,
-    close,
-    collect,
-    entering,
-    nothing_but,
-    sweep,
-)
+from jax_sprint.kernels._graph import Graph, Links, at_frame, collect, entering, nothing_but
+from jax_sprint.kernels._recursion import Closing, arc_flows, close, sweep
 from jax_sprint.kernels._semirings import LOG, SCALED, Semiring, Value
 
-__all__ = ["Occupancy", "occupancy"]
+__all__ = [
+    "Ending",
+    "Occupancy",
+    "Visits",
+    "ending",
+    "finished",
+    "occupancy",
+    "starting",
+    "visits",
+]
 
 Array = Any
 
@@ -36,6 +38,117 @@ class Occupancy(NamedTuple):
     last: Array | None  # [B, J, N] probability that the path takes the arc of `Graph.last`
 
 
+class Ending(NamedTuple):
+    """Probabilities of the ways to take the last frame, up to the rounding of the total."""
+
+    node: Array  # [B, N], into a node
+    last: Array | None  # [B, J, N], by an arc of `Graph.last`
+
+
+def _column(value: Value) -> Value:
+    return tuple(part[:, None] for part in value)
+
+
+def ending(
+    semiring: Semiring, alpha: Value, closing: Closing, links: Links, graph: Graph, whole: Value
+) -> Ending:
+    """From `alpha` in the frame before the last, and the sum over all paths."""
+    entered = collect(semiring, alpha, entering(semiring, graph, links.arcs))
+    node = semiring.tidy(semiring.times(entered, closing.emitted))
+    last = None
+    if closing.arcs is not None:
+        taken = semiring.tidy(semiring.times(_column(alpha), closing.arcs))
+        last = semiring.ratio(taken, _column(_column(whole)))
+    return Ending(semiring.ratio(node, _column(whole)), last)
+
+
+class Visits(NamedTuple):
+    """Expected counts of some frames."""
+
+    node: Array  # [C, B, N]
+    arc: Array  # [B, K, N]
+    at_end: Array  # [B, 1] what makes the last frame's probabilities sum to one; 0 elsewhere
+
+
+def visits(
+    semiring: Semiring,
+    alphas: Value,
+    before: Value,
+    gammas: Value,
+    scores: Array,
+    real: Array,
+    first_frame: Array | int,
+    closing: Closing,
+    endings: Ending,
+    links: Links,
+    graph: Graph,
+    whole: Value,
+) -> Visits:
+    """Expected counts of frames from `first_frame` on.
+
+    Args:
+        semiring: what to compute in.
+        alphas: [C, B, N].
+        before: [B, N], alpha in the frame before the first.
+        gammas: [C, B, N].
+        scores: [C, B, N], log-scores of the nodes.
+        real: [C, B] bool, the frames that count.
+        first_frame: number of the first frame.
+        closing: the last frame of each sequence.
+        endings: how it is taken.
+        links: scores of arcs, starts and ends.
+        graph: the node graphs.
+        whole: [B], sum over all paths.
+
+    Returns:
+        The counts.
+    """
+    frame = lax.broadcasted_iota(jnp.int32, (*real.shape, 1), 0) + first_frame
+    at_last = frame == closing.last[None, :, None]
+    total = tuple(part[None, :, None] for part in whole)
+    # Before any exp, not after: what is not counted may be anything, and 0 * inf is no gradient.
+    counts = real[:, :, None] & (frame < closing.last[None, :, None])
+    gammas = nothing_but(semiring, counts, gammas)
+    inner = semiring.over(semiring.times(alphas, gammas), semiring.value(scores))
+    node = jnp.where(at_last, endings.node[None], semiring.ratio(inner, total))
+    # Each frame's occupancies sum to one: this takes out what rounding the two recursions share.
+    mass = jnp.sum(node, axis=2, keepdims=True)
+    if endings.last is not None:
+        mass = mass + jnp.where(at_last, jnp.sum(endings.last, axis=(1, 2))[None, :, None], 0.0)
+    scale = jnp.where(mass > 0, 1.0 / jnp.where(mass > 0, mass, 1.0), 0.0)
+
+    sources = tuple(
+        jnp.concatenate([first[None], rest[:-1]])
+        for first, rest in zip(before, alphas, strict=True)
+    )
+    targets = tuple(
+        jnp.where(at_last, e[None], g) for e, g in zip(closing.emitted, gammas, strict=True)
+    )
+
+    def weigh(flow: Value) -> Array:
+        return semiring.ratio(flow, total) * scale
+
+    arc = arc_flows(semiring, sources, targets, links.arcs, graph, weigh)
+    return Visits(node * scale, arc, jnp.sum(jnp.where(at_last, scale, 0.0), axis=0))
+
+
+def starting(semiring: Semiring, closing: Closing, beta: Value, whole: Value) -> Array:
+    """Probability [B, N] that the path starts in the node; `beta` is that before any frame."""
+    empty = closing.last[:, None] < 0
+    onward = tuple(jnp.where(empty, e, b) for e, b in zip(closing.end, beta, strict=True))
+    start = semiring.ratio(semiring.tidy(semiring.times(closing.start, onward)), _column(whole))
+    mass = jnp.sum(start, axis=1, keepdims=True)
+    return start * jnp.where(mass > 0, 1.0 / jnp.where(mass > 0, mass, 1.0), 0.0)
+
+
+def finished(
+    closing: Closing, endings: Ending, start: Array, at_end: Array
+) -> tuple[Array, Array | None]:
+    """The `end` and `last` of `Occupancy`."""
+    end = jnp.where(closing.last[:, None] < 0, start, endings.node * at_end)
+    return end, None if endings.last is None else endings.last * at_end[:, :, None]
+
+
 def _counts(
     semiring: Semiring,
     scores: Array,
@@ -44,53 +157,25 @@ def _counts(
     graph: Graph,
     real: Array,
 ) -> Occupancy:
-    closing = close(semiring, scores, last_scores, links, graph, real)
+    closing = close(semiring, partial(at_frame, scores), last_scores, links, graph, real)
     whole, alphas, gammas, alpha, beta = sweep(semiring, scores, links, graph, real, closing)
-    total = tuple(part[:, None] for part in whole)
-    has_frames = closing.last >= 0
-    frame = lax.broadcasted_iota(jnp.int32, (*real.shape, 1), 0)
-    at_last = frame == closing.last[None, :, None]
-
-    # Before any exp, not after: what is not counted may be anything, and 0 * inf is no gradient.
-    counts = real[:, :, None] & (frame < closing.last[None, :, None])
-    gammas = nothing_but(semiring, counts, gammas)
-    inner = semiring.over(semiring.times(alphas, gammas), semiring.value(scores))
-    inner = semiring.ratio(inner, tuple(part[None] for part in total))
-    entered = collect(semiring, alpha, entering(semiring, graph, links.arcs))
-    end = semiring.ratio(semiring.tidy(semiring.times(entered, closing.emitted)), total)
-    node = jnp.where(at_last, end[None], inner)
-    # Each frame's occupancies sum to one: this takes out what rounding the two recursions share.
-    mass = jnp.sum(node, axis=2, keepdims=True)
-    last = None
-    if closing.arcs is not None:
-        taken = semiring.times(tuple(part[:, None] for part in alpha), closing.arcs)
-        last = semiring.ratio(semiring.tidy(taken), tuple(part[:, None] for part in total))
-        mass = mass + jnp.where(at_last, jnp.sum(last, axis=(1, 2))[None, :, None], 0.0)
-    scale = jnp.where(mass > 0, 1.0 / jnp.where(mass > 0, mass, 1.0), 0.0)
-    node = node * scale
-    at_end = jnp.sum(jnp.where(at_last, scale, 0.0), axis=0)
-    if last is not None:
-        last = last * at_end[:, :, None]
-
-    empty = ~has_frames[:, None]
-    onward = tuple(jnp.where(empty, e, b) for e, b in zip(closing.end, beta, strict=True))
-    start = semiring.ratio(semiring.tidy(semiring.times(closing.start, onward)), total)
-    mass = jnp.sum(start, axis=1, keepdims=True)
-    start = start * jnp.where(mass > 0, 1.0 / jnp.where(mass > 0, mass, 1.0), 0.0)
-    end = jnp.where(empty, start, end * at_end)
-
-    before = tuple(
-        jnp.concatenate([first[None], rest[:-1]])
-        for first, rest in zip(closing.start, alphas, strict=True)
+    endings = ending(semiring, alpha, closing, links, graph, whole)
+    start = starting(semiring, closing, beta, whole)
+    node, arc, at_end = visits(
+        semiring,
+        alphas,
+        closing.start,
+        gammas,
+        scores,
+        real,
+        0,
+        closing,
+        endings,
+        links,
+        graph,
+        whole,
     )
-    after = tuple(
-        jnp.where(at_last, e[None], g) for e, g in zip(closing.emitted, gammas, strict=True)
-    )
-
-    def weigh(flow: Value) -> Array:
-        return semiring.ratio(flow, tuple(part[None] for part in total)) * scale
-
-    arc = arc_flows(semiring, before, after, links.arcs, graph, weigh)
+    end, last = finished(closing, endings, start, at_end)
     return Occupancy(semiring.log(whole), node, arc, start, end, last)
 
 

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from jax_sprint.automata import Automata
+from jax_sprint.kernels._graph import at_frame, at_index, flat_shape
 from jax_sprint.kernels._inputs import at_least_one_frame, check, prepare
-from jax_sprint.kernels._partition import Problem, clean, last_label, node_scores
-from jax_sprint.kernels._recursion import alphas_of, at_index, close, flat_shape
+from jax_sprint.kernels._recursion import alphas_of, close
+from jax_sprint.kernels._scores import Problem, clean, last_label, node_scores
 from jax_sprint.kernels._semirings import SCALED
 
 __all__ = ["sample_paths"]
@@ -41,7 +42,7 @@ def _solve(
     scores = node_scores(time_axis, log_posteriors, problem)
     links, bad = clean(problem.links)
     bad = bad | scores.bad | problem.broken
-    closing = close(SCALED, scores.node, scores.last, links, graph, real)
+    closing = close(SCALED, partial(at_frame, scores.node), scores.last, links, graph, real)
     alphas, alpha, final = alphas_of(SCALED, scores.node, links, graph, real, closing)
     before = jnp.concatenate([SCALED.log(closing.start)[None], SCALED.log(alphas)[:-1]])
     slots, nodes = graph.in_arc.shape[1:]

@@ -14,15 +14,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from jax_sprint.automata import Automata
+from jax_sprint.kernels._graph import at_frame, at_index, flat_shape, predecessors
 from jax_sprint.kernels._inputs import at_least_one_frame, check, prepare
-from jax_sprint.kernels._partition import Problem, clean, last_label, node_scores
-from jax_sprint.kernels._recursion import (
-    at_frame,
-    at_index,
-    flat_shape,
-    predecessors,
-    varying_zero,
-)
+from jax_sprint.kernels._recursion import varying_zero
+from jax_sprint.kernels._scores import Problem, clean, last_label, node_scores
 from jax_sprint.kernels._shared import prepare_shared
 from jax_sprint.kernels._shared_viterbi import shared_viterbi
 
@@ -62,7 +57,7 @@ def _solve(time_axis: int, log_posteriors: Array, problem: Problem) -> tuple[Arr
     bad = bad | scores.bad | problem.broken
     slots, nodes = graph.in_arc.shape[1:]
     weights = at_index(links.arcs, graph.in_arc)
-    zero = varying_zero(scores.node, links, real)
+    zero = varying_zero(scores.node[0], links, real)
     node = lax.broadcasted_iota(jnp.int32, (1, nodes), 1)
     source = graph.in_node
     if source is None:
@@ -102,7 +97,8 @@ def _solve(time_axis: int, log_posteriors: Array, problem: Problem) -> tuple[Arr
         arc = graph.last.arc
         score = at_index(links.arcs, arc)
         into = at_index(links.ends, jnp.where(arc >= 0, graph.last.end, -1))
-        high, low = _add(*(jnp.broadcast_to(part[:, None], arc.shape) for part in best), score)
+        high, low = (jnp.broadcast_to(part[:, None], arc.shape) for part in best)
+        high, low = _add(high, low, score)
         high, low = _add(*_add(high, low, into), scores.last)
         ways.append((high, low, arc * nodes + node[None], last_label(problem)))
     high, low, key, label = (

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_sprint.automata import Automata
+from jax_sprint.kernels._checkpointed import checkpointed_partition
 from jax_sprint.kernels._inputs import at_least_one_frame, check, prepare
 from jax_sprint.kernels._partition import partition
 from jax_sprint.kernels._shared import prepare_shared, shared_partition
@@ -19,7 +20,7 @@ __all__ = ["full_sum_loss"]
 Array = Any
 
 
-@partial(jax.jit, static_argnames="time_major")
+@partial(jax.jit, static_argnames=("time_major", "checkpoint"))
 def _loss(
     log_posteriors: Array,
     seq_lengths: Array,
@@ -30,6 +31,7 @@ def _loss(
     prior_scale: Array,
     *,
     time_major: bool,
+    checkpoint: bool,
 ) -> Array:
     dtype = jnp.float64 if log_posteriors.dtype == jnp.float64 else jnp.float32
     time_axis = 0 if time_major else 1
@@ -47,7 +49,8 @@ def _loss(
     log_posteriors = at_least_one_frame(log_posteriors, time_axis)
     if automata.sliced is not None:
         return shared_partition(time_axis, log_posteriors, prepare_shared(*arguments))
-    return partition(time_axis, log_posteriors, prepare(*arguments))
+    solve = checkpointed_partition if checkpoint else partition
+    return solve(time_axis, log_posteriors, prepare(*arguments))
 
 
 def full_sum_loss(
@@ -60,6 +63,7 @@ def full_sum_loss(
     log_prior: Array | None = None,
     prior_scale: float | Array = 0.0,
     infeasible: Literal["inf", "zero", "error"] = "inf",
+    checkpoint: bool = False,
     return_valid: bool = False,
     time_major: bool = True,
 ) -> Array | tuple[Array, Array]:
@@ -91,6 +95,11 @@ def full_sum_loss(
         infeasible: what the loss of a sequence without any path is.  ``"inf"``: +inf; ``"zero"``:
             0, so that it drops out of a sum; ``"error"``: none, ValueError names the sequences (in
             eager calls only).  The gradient is exactly 0 and valid False in any case.
+        checkpoint: a Python bool; True keeps the recursions at every sqrt(T)-th frame only and
+            computes them again for the gradient, for long recordings: the memory beside the
+            log-posteriors grows with sqrt(T) times the automata's states in place of T times, and
+            the time by about half.  Second derivatives keep everything.  A shared automaton's
+            memory is not changed by it.
         return_valid: also return which sequences are valid.
         time_major: False takes `log_posteriors` as [B, T, L].
 
@@ -121,6 +130,7 @@ def full_sum_loss(
         log_prior,
         prior_scale,
         time_major=time_major,
+        checkpoint=bool(checkpoint),
     )
     valid = jnp.isfinite(loss)
     if infeasible == "zero":

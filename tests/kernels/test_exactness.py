@@ -23,10 +23,10 @@ MOST = 5  # states of a random automaton
 LENGTHS = np.array([20000, 4000, 400])
 
 
-@jax.jit
-def _loss_and_posteriors(x, lengths, automata):
+@partial(jax.jit, static_argnames="checkpoint")
+def _loss_and_posteriors(x, lengths, automata, checkpoint=False):
     def total(x):
-        loss = full_sum_loss(x, lengths, automata)
+        loss = full_sum_loss(x, lengths, automata, checkpoint=checkpoint)
         return jnp.sum(jnp.where(jnp.isfinite(loss), loss, 0.0)), loss
 
     (_, loss), gradient = jax.value_and_grad(total, has_aux=True)(x)
@@ -46,11 +46,11 @@ def repeated(one: oracles.EdgeList, batch: int) -> oracles.EdgeList:
     )
 
 
-def _packed(**more) -> Callable:
+def _packed(checkpoint=False, **more) -> Callable:
     def way(one, x, lengths, roof):
         options = more | ({} if roof is None else {"pad_to": roof})
         packed = Automata.from_edges(*repeated(one, x.shape[1]), **options)
-        return _loss_and_posteriors(x, lengths, packed)
+        return _loss_and_posteriors(x, lengths, packed, checkpoint)
 
     return way
 
@@ -91,6 +91,8 @@ def _fast_baum_welch(one, x, lengths, roof):
 WAYS = {
     "full_sum_loss": _packed(),
     "full_sum_loss, tables": _packed(pad_to={"band": 0}),
+    "full_sum_loss, checkpoint": _packed(checkpoint=True),
+    "full_sum_loss, checkpoint, tables": _packed(checkpoint=True, pad_to={"band": 0}),
     "full_sum_loss, shared": _shared,
     "forward_backward": _forward_backward,
     "fast_baum_welch": _fast_baum_welch,

@@ -1,0 +1,194 @@
+"""Graphs of nodes in a batch, and how a node collects what comes from its neighbours.
+
+In a band the neighbours at a distance are plain slices, which vectorise, of the values with D - 1
+columns of zeros before them; in the other form they are gathered, slot by slot.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+
+from jax_sprint.kernels._semirings import Semiring, Value
+
+__all__ = [
+    "Graph",
+    "Last",
+    "Links",
+    "Side",
+    "at_frame",
+    "at_index",
+    "both",
+    "collect",
+    "entering",
+    "flat_shape",
+    "leaving",
+    "nothing_but",
+    "predecessors",
+    "turn",
+    "widen",
+]
+
+Array = Any
+
+_UNROLLED = 16  # slots that are summed one by one, which XLA fuses, and not by a reduction
+
+
+class Last(NamedTuple):
+    """Arcs into end states that nothing leaves, by the node that they leave."""
+
+    arc: Array  # [B, J, N] int32, -1: none
+    end: Array  # [B, J, N] int32, which end state
+    slot: Array  # [B, J, N] int32 in 0..U, place of the label; U: none
+
+
+class Graph(NamedTuple):
+    """Node graphs of a batch; see `jax_sprint.automata.Automata` for the tables.
+
+    `in_node`, `out_arc` and `out_node` are None in a band.
+    """
+
+    in_arc: Array  # [B, K, N] int32
+    in_node: Array | None  # [B, K, N] int32
+    out_arc: Array | None  # [B, O, N] int32
+    out_node: Array | None  # [B, O, N] int32
+    start: Array  # [B, N] int32, which start state, -1: none
+    end: Array  # [B, N] int32, which end state, -1: none
+    last: Last | None
+
+
+class Links(NamedTuple):
+    """Log-scores of everything but the emissions, neither NaN nor +inf."""
+
+    arcs: Array  # [B, E]
+    starts: Array  # [B, A]
+    ends: Array  # [B, Z]
+
+
+class Side(NamedTuple):
+    """One direction of the recursion: how a node finds the nodes whose values it collects."""
+
+    weights: Value  # of [B, K, N]
+    nodes: Array | None  # [B, K, N], or None in a band: slot d is the node d places before
+
+
+def flat_shape(array: Array) -> tuple[int, int]:
+    """[B, X] for an array [B, ...]; a reshape to -1 fails where B is 0."""
+    return array.shape[0], math.prod(array.shape[1:])
+
+
+def at_index(scores: Array, index: Array) -> Array:
+    """Scores [B, E] at `index` [B, ...], -inf where that is negative."""
+    flat = jnp.maximum(index, 0).reshape(flat_shape(index))
+    picked = jnp.take_along_axis(scores, flat, axis=1, mode="promise_in_bounds")
+    return jnp.where(index >= 0, picked.reshape(index.shape), -jnp.inf)
+
+
+def _neighbours(value: Value, side: Side, slot: int) -> Value:
+    """Values [B, N] of the nodes of a slot; in a band `value` is [B, D - 1 + N]."""
+    if side.nodes is not None:
+        return tuple(
+            jnp.take_along_axis(array, side.nodes[:, slot], axis=1, mode="promise_in_bounds")
+            for array in value
+        )
+    slots, nodes = side.weights[0].shape[1:]
+    start = slots - 1 - slot
+    return tuple(lax.slice_in_dim(array, start, start + nodes, axis=1) for array in value)
+
+
+def widen(semiring: Semiring, value: Value, axis: int, low: int) -> Value:
+    config = [(low if place == axis else 0, 0, 0) for place in range(value[0].ndim)]
+    return tuple(
+        lax.pad(array, jnp.asarray(zero, array.dtype), config)
+        for array, zero in zip(value, semiring.zero, strict=True)
+    )
+
+
+def collect(semiring: Semiring, value: Value, side: Side) -> Value:
+    """Sum over slots of value * weight: [B, N]."""
+    batch, slots, nodes = side.weights[0].shape
+    if side.nodes is not None and slots > _UNROLLED:
+        flat = side.nodes.reshape(batch, slots * nodes)
+        picked = tuple(
+            jnp.take_along_axis(array, flat, axis=1, mode="promise_in_bounds").reshape(
+                batch, slots, nodes
+            )
+            for array in value
+        )
+        return semiring.plus_over(semiring.times(picked, side.weights), 1)
+    if side.nodes is None:
+        value = widen(semiring, value, 1, slots - 1)
+    return semiring.plus(
+        [
+            semiring.times(
+                _neighbours(value, side, slot), tuple(weight[:, slot] for weight in side.weights)
+            )
+            for slot in range(slots)
+        ]
+    )
+
+
+def entering(semiring: Semiring, graph: Graph, arcs: Array) -> Side:
+    """The forward direction."""
+    return Side(semiring.value(at_index(arcs, graph.in_arc)), graph.in_node)
+
+
+def leaving(semiring: Semiring, graph: Graph, arcs: Array) -> Side:
+    """The backward direction; in a band over the nodes in reverse order."""
+    if graph.in_node is not None:
+        return Side(semiring.value(at_index(arcs, graph.out_arc)), graph.out_node)
+    scores = at_index(arcs, graph.in_arc)
+    slots, nodes = scores.shape[1:]
+    none = jnp.full((), -jnp.inf, scores.dtype)
+    moved = []
+    for slot in range(slots):
+        by = min(slot, nodes)
+        moved.append(lax.pad(scores[:, slot], none, [(0, 0, 0), (-by, by, 0)]))
+    return Side(semiring.value(jnp.stack(moved, axis=1)[:, :, ::-1]), None)
+
+
+def turn(graph: Graph, value: Value) -> Value:
+    """Nodes in the order of the backward direction, and back."""
+    return value if graph.in_node is not None else tuple(a[..., ::-1] for a in value)
+
+
+def both(semiring: Semiring, ahead: Side, back: Side) -> Side:
+    """The two directions as one batch."""
+    slots = max(ahead.weights[0].shape[1], back.weights[0].shape[1])
+
+    def fill(array: Array, value: float | int) -> Array:
+        none = jnp.asarray(value, array.dtype)
+        return lax.pad(array, none, [(0, 0, 0), (0, slots - array.shape[1], 0), (0, 0, 0)])
+
+    weights = tuple(
+        jnp.concatenate([fill(a, zero), fill(b, zero)])
+        for a, b, zero in zip(ahead.weights, back.weights, semiring.zero, strict=True)
+    )
+    if ahead.nodes is None:
+        return Side(weights, None)
+    return Side(weights, jnp.concatenate([fill(ahead.nodes, 0), fill(back.nodes, 0)]))
+
+
+def predecessors(array: Array, graph: Graph, slot: int, fill: float) -> Array:
+    """Values [B, N] of the nodes from which each node's slot comes; `fill` where none is."""
+    if graph.in_node is not None:
+        return jnp.take_along_axis(array, graph.in_node[:, slot], axis=1, mode="promise_in_bounds")
+    by = min(slot, array.shape[1])
+    return lax.pad(array, jnp.asarray(fill, array.dtype), [(0, 0, 0), (by, -by, 0)])
+
+
+def nothing_but(semiring: Semiring, condition: Array, value: Value) -> Value:
+    """The value where the condition holds, zero elsewhere."""
+    return tuple(
+        jnp.where(condition, array, jnp.asarray(zero, array.dtype))
+        for array, zero in zip(value, semiring.zero, strict=True)
+    )
+
+
+def at_frame(scores: Array, frame: Array) -> Array:
+    """scores [T, B, N] at `frame` [B], or at frame 0 where that is negative: [B, N]."""
+    index = jnp.broadcast_to(jnp.maximum(frame, 0)[None, :, None], (1, *scores.shape[1:]))
+    return jnp.take_along_axis(scores, index, axis=0, mode="promise_in_bounds")[0]
