@@ -34,7 +34,7 @@ Parameters = Any
 
 _RISING_STEPS = 100
 _MOST_BUCKETS = 7
-_STEPS_OF_A_BUCKET = 100
+_STEPS_OF_A_BUCKET = 120
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Recipe:
 
     @property
     def num_buckets(self) -> int:
-        """How many shapes to plan for; each is compiled, which takes as long as some 50 steps."""
+        """How many shapes to plan for; each is compiled, which takes as long as some 100 steps."""
         return min(max(self.steps // _STEPS_OF_A_BUCKET, 1), _MOST_BUCKETS)
 
     def optimizer(self) -> optax.GradientTransformation:

@@ -1,4 +1,4 @@
-"""The quickstart runs from a clean kernel, and is committed without what a run leaves in it."""
+"""Notebooks run from a clean kernel, and are committed without what a run leaves in them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,21 @@ nbformat = pytest.importorskip("nbformat", reason="needs the extra [test]")
 nbclient = pytest.importorskip("nbclient", reason="needs the extra [test]")
 
 ROOT = Path(__file__).resolve().parents[2]
-NOTEBOOK = ROOT / "notebooks" / "01_quickstart.ipynb"
+FOLDER = ROOT / "notebooks"
+# What each prints, and how many pictures it shows.
+EXPECTED = {
+    "01_quickstart.ipynb": (("full_sum_loss:", "ms/step"), 3),
+    "02_fsa_loss.ipynb": (("stays in a state: 0.7", "shapes for 6 batches"), 2),
+}
 
 
-@pytest.fixture
-def notebook():
-    return nbformat.read(NOTEBOOK, as_version=4)
+def test_all_notebooks_are_tested():
+    assert {path.name for path in FOLDER.glob("*.ipynb")} == set(EXPECTED)
 
 
-def test_it_is_committed_clean(notebook):
+@pytest.mark.parametrize("name", EXPECTED)
+def test_it_is_committed_clean(name):
+    notebook = nbformat.read(FOLDER / name, as_version=4)
     nbformat.validate(notebook)
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -26,7 +32,9 @@ def test_it_is_committed_clean(notebook):
             assert cell.execution_count is None
 
 
-def test_it_runs(notebook, monkeypatch, tmp_path):
+@pytest.mark.parametrize("name", EXPECTED)
+def test_it_runs(name, monkeypatch, tmp_path):
+    notebook = nbformat.read(FOLDER / name, as_version=4)
     # The kernel is another process: it must find this checkout, not an installed one, and as many
     # devices as a user has.
     monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=":")
@@ -46,8 +54,9 @@ def test_it_runs(notebook, monkeypatch, tmp_path):
         for output in cell.outputs
         if output.output_type == "stream" and output.name == "stdout"
     )
-    assert "full_sum_loss:" in text
-    assert "ms/step" in text
+    texts, pictures = EXPECTED[name]
+    for expected in texts:
+        assert expected in text
     images = [
         output
         for cell in notebook.cells
@@ -55,4 +64,4 @@ def test_it_runs(notebook, monkeypatch, tmp_path):
         for output in cell.outputs
         if "image/png" in output.get("data", {})
     ]
-    assert len(images) == 3, "automaton, losses, alignment"
+    assert len(images) == pictures
