@@ -254,6 +254,17 @@ def test_through_the_pipe(fake, attributes: dict) -> None:
             np.testing.assert_array_equal(error_signal[: lengths[b], b], want[1])
 
 
+def test_probabilities_that_sprint_keeps_do_not_change(fake) -> None:
+    names = named({})
+    log_posteriors, lengths = batch()
+    with SprintInstancePool(child("--posteriors")) as pool:
+        loss, error_signal = pool.get_batch_loss_and_error_signal(log_posteriors, lengths, names)
+        for b, name in enumerate(names):
+            want = fake.expected(name, log_posteriors[:, b])
+            np.testing.assert_allclose(loss[b], want[0], rtol=1e-4)
+            np.testing.assert_allclose(error_signal[:, b], want[1], rtol=1e-4)
+
+
 @pytest.mark.parametrize("num_instances", [1, 2])
 def test_only_the_segment_that_sprint_died_of_fails(fake, num_instances: int) -> None:
     names = named({3: "kill", 8: "kill"})

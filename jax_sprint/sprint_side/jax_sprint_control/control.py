@@ -17,6 +17,7 @@ import sys
 import numpy as np
 
 from .request import Request
+from .scratch import Scratch
 from .wire import Channel, FormatError, PeerClosedError
 from .wire_v2 import accept_upgrade, offered_versions
 
@@ -47,6 +48,7 @@ class PythonControl:
         self.asking = False
         self.current = None
         self._ended = False
+        self._scratch = Scratch()
         self._parent = os.getppid()
         self._channel = Channel(settings.p2c_fd, settings.c2p_fd)
 
@@ -307,7 +309,9 @@ class PythonControl:
             arguments["log_posteriors"] = request.log_posteriors.T
             error_type = "error-signal"
         else:
-            arguments["posteriors"] = np.exp(request.log_posteriors).T
+            scratch = self._scratch.like(request.log_posteriors)
+            arguments["posteriors"] = np.exp(request.log_posteriors, out=scratch).T
+            del scratch
             error_type = "error-signal-before-softmax"
         arguments["output_error_type"] = self.settings.output_error_type or error_type
         loss, error_signal = self._ask("calculate_criterion", **arguments)

@@ -38,7 +38,8 @@ class Request:
                 % (self.segment, error_signal.shape, self.log_posteriors.shape)
             )
             return
-        self._error_signal = np.ascontiguousarray(error_signal, dtype=np.float32)
+        # Not copied if it need not be: it is sent before Sprint goes on.
+        self._error_signal = np.asarray(error_signal, dtype=np.float32)
         self._finish()
 
     def skip(self):
