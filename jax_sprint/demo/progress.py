@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -92,4 +94,5 @@ def _kind_of_bar() -> Any:
         from tqdm.notebook import tqdm as widget
 
         return widget
-    return tqdm
+    # Where a terminal does not know its width tqdm would show nothing.
+    return partial(tqdm, ncols=shutil.get_terminal_size().columns)

@@ -124,7 +124,8 @@ def print_summary(outcome: Outcome) -> None:
             print(
                 f"Padding of route {name}: {padding.work_share:.0%} of the work (of the frames"
                 f" {padding.frame_share:.0%}, of frames times the automata's nodes"
-                f" {padding.cell_share:.0%}), in {len(padding.shapes)} shapes."
+                f" {padding.cell_share:.0%}), in {len(padding.shapes)} shape"
+                f"{'s' if len(padding.shapes) > 1 else ''}."
             )
     if outcome.agreement is not None and outcome.first_losses is not None:
         found = outcome.agreement
