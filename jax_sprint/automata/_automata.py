@@ -429,7 +429,7 @@ class Automata:
         parts: list[dict[str, np.ndarray]] = []
         sequences = offset = 0
         for batch in batches:
-            traced = {
+            traced: dict[str, Any] = {
                 name: np.zeros(np.shape(getattr(batch, name)), np.float32) for name in _LEARNT
             }
             part = dataclasses.replace(batch, **traced)[:].to_arguments()
