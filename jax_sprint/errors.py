@@ -10,6 +10,7 @@ Only the standard library is imported here: the host bridge and the command line
 from __future__ import annotations
 
 import signal
+import traceback
 
 __all__ = [
     "SprintClosedError",
@@ -20,6 +21,7 @@ __all__ = [
     "SprintStartError",
     "SprintTimeoutError",
     "describe_exit",
+    "let_go",
 ]
 
 
@@ -114,3 +116,19 @@ def describe_exit(status: int) -> str:
     except ValueError:
         return f"was killed by signal {-status}"
     return f"was killed by signal {-status} ({name})"
+
+
+def let_go(error: BaseException) -> None:
+    """Empties the frames that an error came through, and those of the errors behind it.
+
+    They hold the caller's arrays and the memory of a child that is gone, and whoever keeps the
+    error would keep these; its message and the lines of its traceback stay.
+    """
+    waiting: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while waiting:
+        one = waiting.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            traceback.clear_frames(one.__traceback__)
+            waiting += [one.__cause__, one.__context__]

@@ -28,7 +28,7 @@ from jax_sprint.bridge.stats import Statistics
 from jax_sprint.bridge.tags import decode_tags
 from jax_sprint.bridge.warm_up import fill_cache
 from jax_sprint.bridge.work import Batch, Job
-from jax_sprint.errors import SprintClosedError, SprintError, SprintStartError
+from jax_sprint.errors import SprintClosedError, SprintError, SprintStartError, let_go
 
 __all__ = ["SprintInstancePool"]
 
@@ -166,6 +166,7 @@ class SprintInstancePool:
 
     def keep_error(self, error: BaseException) -> None:
         """Makes `error` the `last_error`: for a caller that must not raise it where it happened."""
+        let_go(error)
         self._last_error = error
 
     def stats(self) -> dict[str, float]:

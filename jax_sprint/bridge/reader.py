@@ -29,6 +29,7 @@ from jax_sprint.errors import (
     SprintRequestError,
     SprintStartError,
     SprintTimeoutError,
+    let_go,
 )
 
 __all__ = ["Inspect", "ReaderThread"]
@@ -173,6 +174,7 @@ class ReaderThread(threading.Thread):
         except BaseException as failure:
             # Also a SystemExit, for example of a callable in the options: it must not end this
             # thread, or somebody waits in vain.
+            let_go(failure)
             self._failed(job, failure, started)
         if not self._interrupted:
             return

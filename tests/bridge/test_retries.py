@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import sys
 import threading
+import weakref
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from jax_sprint.bridge import ReaderThread, SprintInstancePool
+from jax_sprint.bridge.options import default_control_module
 from jax_sprint.errors import (
     SprintClosedError,
     SprintCrashError,
@@ -19,6 +25,7 @@ from jax_sprint.errors import (
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 
+SECOND = Path(__file__).with_name("second_sprint.py")
 LENGTHS = np.array([5, 6, 7, 8])
 NAMES = ["a/fine/1", "a/fine/2", "a/fine/3", "a/fine/4"]
 
@@ -26,6 +33,16 @@ NAMES = ["a/fine/1", "a/fine/2", "a/fine/3", "a/fine/4"]
 def batch(labels: int = 5):
     rng = np.random.default_rng(0)
     return rng.normal(size=(8, 4, labels)).astype(np.float32), LENGTHS
+
+
+def ask(pool: SprintInstancePool, names) -> tuple[np.ndarray, np.ndarray]:
+    return pool.get_batch_loss_and_error_signal(*batch(), names)
+
+
+def caught(function) -> BaseException:
+    with pytest.raises((SprintError, ValueError)) as caught:
+        function()
+    return caught.value
 
 
 def check(fake, names, log_posteriors, lengths, loss, error_signal, masked=()) -> None:
@@ -96,6 +113,57 @@ def test_mask(options, fake) -> None:
         # There is no such thing as half an automaton.
         with pytest.raises(SprintError):
             pool.get_automata_for_batch(["a/unknown/1"])
+
+
+def test_a_kept_error_keeps_nothing_else(options, fake) -> None:
+    names = ["a/fine/1", "a/exit/2", "a/fine/3", "a/fine/4"]
+    with SprintInstancePool(options(on_error="mask")) as pool:
+        pool.start()
+        gc.disable()
+        try:
+            log_posteriors, lengths = batch()
+            caller = weakref.ref(log_posteriors)
+            result = pool.get_batch_loss_and_error_signal(log_posteriors, lengths, names)
+            check(fake, names, log_posteriors, lengths, *result, masked=[1])
+            del log_posteriors
+            assert caller() is None
+
+            def fail() -> None:
+                nonlocal caller
+                log_posteriors, lengths = batch()
+                caller = weakref.ref(log_posteriors)
+                pool.get_batch_loss_and_error_signal(log_posteriors, lengths[:2], NAMES)
+
+            error = caught(fail)
+            assert caller() is not None
+            # As a callback among peers does, which does not let it go on.
+            pool.keep_error(error)
+            assert caller() is None
+            assert pool.last_error.__traceback__ is not None
+        finally:
+            gc.enable()
+
+
+@pytest.mark.parametrize("stage", ["before", "inside", "after", "reply"])
+def test_a_child_that_died_leaves_no_descriptor(options, fake, tmp_path, stage: str) -> None:
+    """Not even until the next collection of garbage: a mapped memory has one of its own."""
+    second = options(
+        "",
+        f"--death={stage} SIGKILL",
+        exec_path=[sys.executable, str(SECOND), default_control_module()[0]],
+        control_config={"marker": tmp_path / "dead"},
+        max_retries=1,
+    )
+    with SprintInstancePool(second) as pool:
+        pool.start()
+        before = psutil.Process().num_fds()
+        gc.disable()
+        try:
+            check(fake, NAMES, *batch(), *ask(pool, NAMES))
+            assert pool.stats()["restarts"] == 1
+            assert psutil.Process().num_fds() == before
+        finally:
+            gc.enable()
 
 
 def test_what_is_not_masked(options) -> None:
