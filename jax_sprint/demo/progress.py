@@ -94,5 +94,6 @@ def _kind_of_bar() -> Any:
         from tqdm.notebook import tqdm as widget
 
         return widget
-    # Where a terminal does not know its width tqdm would show nothing.
-    return partial(tqdm, ncols=shutil.get_terminal_size().columns)
+    # Where a terminal does not know its size tqdm would show nothing.
+    size = shutil.get_terminal_size()
+    return partial(tqdm, ncols=size.columns, nrows=size.lines)
