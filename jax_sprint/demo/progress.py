@@ -19,6 +19,8 @@ _Item = TypeVar("_Item")
 _LINES = 4
 _SECONDS_BETWEEN_LINES = 2.0
 _DETAILS_EVERY = 10
+# Without the rate, so that the details fit into 80 columns.
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 
 def shown(
@@ -57,7 +59,8 @@ def shown(
 def _with_bar(
     items: Iterable[_Item], what: str, total: int, unit: str, details: Callable[[], str] | None
 ) -> Iterator[_Item]:
-    with _kind_of_bar()(desc=what, total=total, unit=f" {unit}", mininterval=0.2) as bar:
+    form = {} if details is None else {"bar_format": _BAR}
+    with _kind_of_bar()(desc=what, total=total, unit=f" {unit}", mininterval=0.2, **form) as bar:
         for number, item in enumerate(items, 1):
             yield item
             if details is not None and number % _DETAILS_EVERY == 0:

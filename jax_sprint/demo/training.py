@@ -185,7 +185,7 @@ def train(
     with contextlib.closing(route.supervise(itertools.islice(stream, recipe.steps))) as supervised:
         steps = shown(
             supervised,
-            f"training by route {route.name}",
+            f"route {route.name}",
             total=recipe.steps,
             unit="steps",
             details=recent,
