@@ -28,7 +28,7 @@ from jax_sprint.bridge.stats import Statistics
 from jax_sprint.bridge.tags import decode_tags
 from jax_sprint.bridge.warm_up import fill_cache
 from jax_sprint.bridge.work import Batch, Job
-from jax_sprint.errors import SprintClosedError, SprintError, SprintStartError, let_go
+from jax_sprint.errors import SprintClosedError, SprintError, let_go
 
 __all__ = ["SprintInstancePool"]
 
@@ -118,7 +118,7 @@ class SprintInstancePool:
         for error in batch.errors.values():
             logger.warning("a Sprint did not start: %s", error)
         if len(batch.errors) == count:
-            raise self._judged(batch, count)
+            raise self._judged(batch)
         return count - len(batch.errors)
 
     def close(self) -> None:
@@ -236,8 +236,8 @@ class SprintInstancePool:
             jobs.append(Job(batch, b, names[b], length, request))
         crew.run(batch, jobs, limit=f"batch_timeout = {timeout} s")
         if batch.errors:
-            error = self._judged(batch, len(jobs))
-            if self.options.on_error == "raise" or not self._can_mask(batch):
+            error = self._judged(batch)
+            if self.options.on_error == "raise" or not batch.can_mask():
                 raise error
             failed = list(batch.errors)
             loss[failed] = np.nan
@@ -287,7 +287,7 @@ class SprintInstancePool:
         crew.run(batch, jobs, cancelled=cancelled)
         cache.keep(fetch.answers)
         if batch.errors:
-            raise self._judged(batch, len(jobs))
+            raise self._judged(batch)
         known.update((name, automaton) for name, (automaton, _) in fetch.answers.items())
         return join_automata([known[name] for name in names])
 
@@ -315,24 +315,10 @@ class SprintInstancePool:
 
     # ------------------------------------------------------------------------------------ inside
 
-    def _judged(self, batch: Batch, count: int) -> BaseException:
+    def _judged(self, batch: Batch) -> BaseException:
         """The error to raise for a batch, kept as `last_error`."""
-        error = batch.errors[min(batch.errors)]
-        others = len(batch.errors) - 1
-        if isinstance(error, SprintError) and others:
-            error = error.extended(f"({others} more of the {count} requests failed)")
-        self._last_error = error
-        return error
-
-    @staticmethod
-    def _can_mask(batch: Batch) -> bool:
-        # A closed pool, a Sprint that cannot be started and a mistake in the program are no matter
-        # of single segments.
-        return all(
-            isinstance(error, SprintError)
-            and not isinstance(error, SprintClosedError | SprintStartError)
-            for error in batch.errors.values()
-        )
+        self._last_error = batch.verdict()
+        return self._last_error
 
     def _open_crew(self) -> Crew:
         self._check_process()

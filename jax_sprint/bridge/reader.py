@@ -321,7 +321,9 @@ class ReaderThread(threading.Thread):
             self._let_go(job)
             self._pause()
             return
-        elif job.movable:
+        else:
+            job.batch.unserved = True
+        if job.movable:
             # The others of this batch would run into the same, each after a time-out of its own,
             # and nobody else is there to serve them.
             for other in self._queue.withdraw(job.batch):

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from jax_sprint.bridge.requests import Request, StartRequest
+from jax_sprint.errors import SprintClosedError, SprintError, SprintStartError
 
 __all__ = ["Batch", "Job", "WorkQueue"]
 
@@ -94,6 +95,8 @@ class Batch:
         self._jobs: Sequence[Job] = ()
         # Set, under the queue's lock, when nobody waits for it any more.
         self.given_up = False
+        # Set when there was no Sprint that could be started.
+        self.unserved = False
         self.errors: dict[int, BaseException] = {}
 
     def expect(self, jobs: Sequence[Job]) -> None:
@@ -101,6 +104,25 @@ class Batch:
         self._open = len(jobs)
         if not jobs:
             self._finished.set()
+
+    def verdict(self) -> BaseException:
+        """The error to raise for all of them: the first one's, which tells of the others."""
+        error = self.errors[min(self.errors)]
+        others = len(self.errors) - 1
+        if isinstance(error, SprintError) and others:
+            error = error.extended(f"({others} more of the {len(self._jobs)} requests failed)")
+        return error
+
+    def can_mask(self) -> bool:
+        """Whether what failed is a matter of single segments.
+
+        A closed pool, a Sprint that cannot be started and a mistake in the program are not.
+        """
+        return not self.unserved and all(
+            isinstance(error, SprintError)
+            and not isinstance(error, SprintClosedError | SprintStartError)
+            for error in self.errors.values()
+        )
 
     def begin(self, job: Job) -> bool:
         with self._lock:

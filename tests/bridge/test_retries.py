@@ -19,8 +19,10 @@ from jax_sprint.errors import (
     SprintClosedError,
     SprintCrashError,
     SprintError,
+    SprintProtocolError,
     SprintRequestError,
     SprintStartError,
+    SprintTimeoutError,
 )
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
@@ -172,6 +174,13 @@ def test_what_is_not_masked(options) -> None:
         pytest.raises(SprintStartError),
     ):
         pool.get_batch_loss_and_error_signal(*batch(), NAMES)
+    # Whatever the reason is that there is none.
+    for fault, kind in (("silent", SprintTimeoutError), ("version", SprintProtocolError)):
+        with (
+            SprintInstancePool(options(fault, on_error="mask", start_timeout=1.0)) as pool,
+            pytest.raises(kind, match="version 7|did not answer the handshake"),
+        ):
+            pool.get_batch_loss_and_error_signal(*batch(), NAMES)
     pool = SprintInstancePool(options(on_error="mask", request_timeout=300.0))
     pool.get_automata_for_batch(["a/b/1"])
     closer = threading.Timer(0.5, pool.close)
