@@ -158,12 +158,13 @@ def test_a_child_that_died_leaves_no_descriptor(options, fake, tmp_path, stage: 
     )
     with SprintInstancePool(second) as pool:
         pool.start()
+        gc.collect()
         before = psutil.Process().num_fds()
         gc.disable()
         try:
             check(fake, NAMES, *batch(), *ask(pool, NAMES))
             assert pool.stats()["restarts"] == 1
-            assert psutil.Process().num_fds() == before
+            assert psutil.Process().num_fds() <= before
         finally:
             gc.enable()
 
