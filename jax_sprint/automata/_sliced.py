@@ -206,7 +206,7 @@ class _Plan:
             self.deep = _Plan(owner, len(deep), False, False, depth + 1)
             self.place[deep] = begin + self.deep.place
             begin += self.deep.size
-        self.size = begin
+        self.size: int = begin
 
     def _slices(
         self, source: np.ndarray, arc: np.ndarray | None, target: np.ndarray
@@ -216,7 +216,7 @@ class _Plan:
             mine = np.flatnonzero(self.kind[self.row] == kind)
             width = int(self.widths[kind])
             cell = self.rank[mine] * size + self.place[self.row[mine]] - begin
-            tables = []
+            tables: list[Any] = []
             for values in (source, arc):
                 if values is None:
                     tables.append(None)

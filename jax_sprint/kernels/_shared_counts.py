@@ -132,8 +132,27 @@ def counts(
 
         return collect(kind, x, tables.leaving, weights.leaving, finish)
 
-    def unreached(time: Array, x: Array) -> Array:
-        return kind.join(nothing(kind, x + exits[:1], exits.shape[0]))
+    def node_values(labels: Array, beta: Array) -> Array:
+        """x_t, from the emissions and beta_t."""
+        emitted = kind.split(gather(labels, tables.node_slot))
+        return kind.join(semiring.times(emitted, kind.split(gather(beta, tables.node_leaving))))
+
+    def shares(alpha: Array, before: Array, beta: Array, x: Array) -> Array:
+        """Probabilities [N, B] of the nodes, up to rounding, from alpha_t and alpha_{t-1}."""
+        after = gather(beta, tables.node_leaving[:singles])
+        product = semiring.times(kind.split(alpha[:singles]), kind.split(after))
+        node = semiring.ratio(product, whole)
+        if singles < nodes:
+            pre = collect(kind, before, tables.multi, weights.multi)
+            product = semiring.times(kind.split(pre), kind.split(x[singles:]))
+            node = jnp.concatenate([node, semiring.ratio(product, whole)])
+        return node
+
+    def unless(size: int, of: Kind, *arrays: Array) -> Array:
+        """Zeros, for frames that no sequence has."""
+        some = sum(_magnitude(kind, array[:1]) for array in arrays)
+        packed = of.join(of.semiring.value(some))
+        return of.join(nothing(of, packed, size))
 
     def flows(source: Array, x: Array, part: Slice, weight: Value) -> Array:
         """Share [K, R, B] of the paths that take each edge."""
@@ -151,18 +170,15 @@ def counts(
         time, posteriors, alpha, before = frame
         if before is None:
             before = _before(ahead, time)
+        # Besides leaving out work, the branches keep XLA from computing what they give once for
+        # each use.
         inner = jnp.any(time + 1 < lengths)
         labels = emission_if(kind, inner, scores, tables, posteriors, seed)
-        beta = lax.cond(inner, betas, unreached, time, x)
-        beta = gather(beta, tables.node_leaving)
-        emitted = kind.split(gather(labels, tables.node_slot))
-        x = kind.join(semiring.times(emitted, kind.split(beta)))
-        product = semiring.times(kind.split(alpha[:singles]), kind.split(beta[:singles]))
-        node = semiring.ratio(product, whole)
-        if singles < nodes:
-            pre = collect(kind, before, tables.multi, weights.multi)
-            product = semiring.times(kind.split(pre), kind.split(x[singles:]))
-            node = jnp.concatenate([node, semiring.ratio(product, whole)])
+        beta = lax.cond(inner, betas, lambda _, x: unless(exits.shape[0], kind, x, exits), time, x)
+        x = lax.cond(inner, node_values, lambda *a: unless(nodes, kind, *a), labels, beta)
+        node = lax.cond(
+            inner, shares, lambda *a: unless(nodes, NUMBERS, *a), alpha, before, beta, x
+        )
         label = collect(NUMBERS, node, tables.labels, by_label)
         # Each frame's posteriors sum to one: this takes out what rounding the recursions share.
         scale = _inverse(jnp.sum(label, axis=0))

@@ -215,7 +215,7 @@ def _advance(
 
 
 class Forward(NamedTuple):
-    alphas: Array | None  # [T, S, B], joined; of frames that do not count, those before
+    alphas: Array  # [T, S, B], joined; of frames that do not count, those before; or None
     last: Array  # [S, B] alpha_{n-2}
     start: Array  # [S, B] alpha_{-1}
     labels: Array  # [U, B] emissions of the last frame

@@ -43,7 +43,7 @@ class _Best:
         return scores, jnp.zeros_like(scores)
 
     def times(self, a: Value, b: Value) -> Value:
-        high, low = _add(*a, b[0])
+        high, low = _add(a[0], a[1], b[0])
         return high, jnp.where(high == -jnp.inf, 0.0, low + b[1])
 
     def plus(self, terms: Sequence[Value]) -> Value:
@@ -104,8 +104,9 @@ def _closing(last: Array, labels: Array, scores: Scores, tables: Sliced) -> tupl
     arc = jnp.where(tables.closing_arc >= 0, arc, -jnp.inf)
     end = gather(scores.ends, jnp.maximum(tables.closing_end, 0))
     value = _split(gather(last, jnp.maximum(tables.closing_state, 0)))
-    value = _add(*value, (arc + end)[:, None])
-    best = _first_best(*_add(*value, lax.real(gather(labels, jnp.maximum(tables.closing_slot, 0)))))
+    value = _add(value[0], value[1], (arc + end)[:, None])
+    label = lax.real(gather(labels, jnp.maximum(tables.closing_slot, 0)))
+    best = _first_best(*_add(value[0], value[1], label))
     return gather(tables.closing_state, best), gather(tables.closing_slot, best)
 
 
@@ -141,8 +142,9 @@ def shared_viterbi(
         entry = jnp.where(real, entry, 0)
         source, slot = gather(tables.enter_source, entry), gather(tables.enter_slot, entry)
         arc = gather(scores.arcs, jnp.maximum(gather(tables.enter_arc, entry), 0))
-        value = _add(*_split(_pairs(before, jnp.maximum(source, 0))), arc)
-        high, low = _add(*value, lax.real(_pairs(labels, jnp.maximum(slot, 0))))
+        high, low = _split(_pairs(before, jnp.maximum(source, 0)))
+        high, low = _add(high, low, arc)
+        high, low = _add(high, low, lax.real(_pairs(labels, jnp.maximum(slot, 0))))
         best = _first_best(jnp.where(real, high, -jnp.inf), low)[None]
         label = gather(tables.slot_label, jnp.maximum(_pairs(slot, best)[0], 0))
         state = jnp.where(inner, jnp.maximum(_pairs(source, best)[0], 0), state)

@@ -96,7 +96,7 @@ def lf_mmi_loss(
             f"denominator is a batch of one automaton, but there are {batch[0]} sequences; pass "
             "denominator.shared(), which serves all of them"
         )
-    parts = [
+    parts: list[Any] = [
         full_sum_loss(
             log_posteriors,
             seq_lengths,
