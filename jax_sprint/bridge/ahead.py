@@ -44,7 +44,7 @@ class Ahead:
         self._others = others
         # Their cost, each plus one, and what they take in the memory.
         self._load = self._load_bytes = 0
-        # How long the Sprint took lately for each, in seconds.
+        # Seconds that the Sprint took lately per cost.
         self._pace = _AHEAD_SECONDS
         self._nap = 0.0
 
@@ -60,15 +60,16 @@ class Ahead:
         self._load_bytes -= job.data_bytes
         self.jobs.remove(job)
 
-    def answered(self, seconds: float) -> None:
-        """Sprint took that long for one."""
-        self._pace = (self._pace + seconds) / 2
+    def answered(self, cost: int, seconds: float) -> None:
+        """Sprint took that long for one of that cost."""
+        self._pace = (self._pace + seconds / (cost + 1)) / 2
 
     def is_enough(self) -> bool:
         """Whether to look for no more, whatever there is."""
-        count = len(self.jobs)
         # What has failed may well fail again, and those behind it would have to be sent again.
-        return self.jobs[0].attempts > 0 or (count > 1 and count * self._pace > _AHEAD_SECONDS)
+        return self.jobs[0].attempts > 0 or (
+            len(self.jobs) > 1 and self._load * self._pace > _AHEAD_SECONDS
+        )
 
     def fits(self, job: Job, backlog: int, instance: PoolInstance) -> bool:
         """Whether to take on this one, with that much waiting behind it in the queue."""
@@ -78,7 +79,7 @@ class Ahead:
             # or not for long.
             (
                 backlog >= self._others * 2 * (self._load + job.cost + 1)
-                or (len(jobs) + 1) * self._pace <= _ANYHOW_SECONDS
+                or (self._load + job.cost + 1) * self._pace <= _ANYHOW_SECONDS
             )
             and (len(jobs) == 1 or self._load_bytes + job.data_bytes <= _AHEAD_BYTES)
             # Only the first one is watched.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import weakref
 from typing import Any
@@ -128,10 +129,14 @@ class SprintSubprocessInstance(Conversation):
         child = self._child
         return child is not None and bool(self._pending) and child.protocol.has_answer()
 
-    def await_answer(self) -> None:
-        """Waits until a part of an answer is there, or the time for it is over."""
+    def await_answer(self, patience: float = math.inf) -> bool:
+        """Waits until a part of an answer is there; False if it takes too long.
+
+        Args:
+            patience: seconds; it is never longer than the request's own time.
+        """
         child, _ = self._first()
-        child.channel.poll(self._left())
+        return child.channel.poll(min(patience, self._left()))
 
     @property
     def traffic(self) -> tuple[int, int]:

@@ -9,7 +9,6 @@ queue.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import threading
 import time
@@ -19,7 +18,7 @@ from jax_sprint.bridge.copier import Copier
 from jax_sprint.bridge.instance import SprintSubprocessInstance
 from jax_sprint.bridge.options import SprintOptions
 from jax_sprint.bridge.pool_instance import Inspect, PoolInstance
-from jax_sprint.bridge.stats import Statistics
+from jax_sprint.bridge.stats import Account, Statistics
 from jax_sprint.bridge.work import Job, WorkQueue
 from jax_sprint.errors import (
     SprintClosedError,
@@ -38,20 +37,10 @@ logger = logging.getLogger("jax_sprint")
 
 # How long a thread whose Sprint does not start leaves the work to the others, in seconds.
 _START_PAUSE = 5.0
+# How long to wait for an answer before others are called to help, in seconds.
+_PATIENCE = 0.001
 # What may be over with another process; a refusal by Sprint itself is not among it.
 _PASSING = (SprintCrashError, SprintProtocolError, SprintStartError, SprintTimeoutError)
-
-
-@dataclasses.dataclass
-class _Account:
-    """What this thread has done and not yet told the pool's statistics, under their names."""
-
-    requests: int = 0
-    failures: int = 0
-    queue_seconds: float = 0.0
-    child_seconds: float = 0.0
-    bytes_sent: int = 0
-    bytes_received: int = 0
 
 
 class ReaderThread(threading.Thread):
@@ -95,7 +84,7 @@ class ReaderThread(threading.Thread):
         self._closing = threading.Event()
         self._interrupted = False
         self._started_before = False
-        self._account = _Account()
+        self._account = Account()
         self._traffic = (0, 0)
         # When the Sprint could begin with the first one.
         self._since = 0.0
@@ -160,7 +149,8 @@ class ReaderThread(threading.Thread):
             self._ahead.nap(half)
             if self._sent:
                 job = self._jobs[0]
-                if not instance.has_answer():
+                if not instance.has_answer() and not instance.await_answer(_PATIENCE):
+                    self._queue.call()
                     instance.await_answer()
                 if not instance.has_answer():
                     self._read(job, instance)
@@ -220,7 +210,8 @@ class ReaderThread(threading.Thread):
         self._sent -= 1
         now = time.monotonic()
         took, self._since = now - self._since, now
-        self._ahead.answered(took)
+        self._ahead.answered(job.cost, took)
+        self._queue.answered(job.cost, took)
         self._account.child_seconds += took
         self._settle(job, None)
 
@@ -344,7 +335,7 @@ class ReaderThread(threading.Thread):
         job.done(error)
 
     def _count(self) -> None:
-        account, self._account = self._account, _Account()
+        account, self._account = self._account, Account()
         if self._instance is not None:
             (sent, received), before = self._instance.traffic, self._traffic
             self._traffic = sent, received
@@ -367,6 +358,7 @@ class ReaderThread(threading.Thread):
         instance.bury()
         if not instance.is_alive:
             before = time.monotonic()
+            self._queue.call()
             try:
                 instance.init()
             finally:

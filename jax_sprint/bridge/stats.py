@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 
-__all__ = ["Statistics"]
+__all__ = ["Account", "Statistics"]
 
 _COUNTS = (
     "requests",
@@ -21,6 +22,18 @@ _COUNTS = (
     "cache_faults",
 )
 _SECONDS = ("queue_seconds", "child_seconds", "start_seconds")
+
+
+@dataclasses.dataclass
+class Account:
+    """What one thread has done and not yet added, under the names of the sums."""
+
+    requests: int = 0
+    failures: int = 0
+    queue_seconds: float = 0.0
+    child_seconds: float = 0.0
+    bytes_sent: int = 0
+    bytes_received: int = 0
 
 
 class Statistics:

@@ -15,6 +15,8 @@ from jax_sprint.errors import SprintClosedError, SprintError, SprintStartError
 __all__ = ["Batch", "Job", "WorkQueue"]
 
 _NOTHING = StartRequest()
+# Of such short requests, in seconds, one thread is enough for a batch that takes it no longer.
+_SHORT, _WORTH_TWO = 150e-6, 4e-3
 
 
 class Job:
@@ -187,6 +189,8 @@ class WorkQueue:
         # Held by a thread while it handles short requests: several at the same time would spend
         # more on handing the interpreter's lock to and fro.  Nobody waits for a Sprint with it.
         self.turn = threading.Lock()
+        # Seconds that a Sprint took lately per cost, each plus one, as the threads tell.
+        self.pace = math.inf
         # The threads that have a Sprint that works, as far as they know.
         self.serving: set[int] = set()
 
@@ -197,8 +201,23 @@ class WorkQueue:
                 return False
             for job in jobs:
                 self._push(job)
-            self._changed.notify(len(jobs))
+            # Two threads with very short requests are slower than one: they fight for the
+            # interpreter.  Should it take longer than thought, the one calls the others.
+            seconds = self._backlog * self.pace
+            many = seconds > min(_WORTH_TWO, _SHORT * len(self._heap))
+            self._changed.notify(len(jobs) if many else 1)
             return True
+
+    def answered(self, cost: int, seconds: float) -> None:
+        """A Sprint took that long for one of that cost."""
+        pace = seconds / (cost + 1)
+        self.pace = pace if self.pace == math.inf else self.pace + (pace - self.pace) / 32
+
+    def call(self) -> None:
+        """Wakes all threads that wait: somebody who has work cannot go on with it at once."""
+        with self._lock:
+            if self._heap:
+                self._changed.notify_all()
 
     def put_for_each(self, jobs: Sequence[Job]) -> bool:
         """Adds one job for each of the threads 0, 1, ...; False if the queue is closed."""

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from jax_sprint.bridge import SprintInstancePool, SprintOptions, SprintSubprocessInstance
+from jax_sprint.bridge.requests import StartRequest
+from jax_sprint.bridge.work import Batch, Job, WorkQueue
 from jax_sprint.errors import (
     SprintClosedError,
     SprintCrashError,
@@ -370,6 +372,67 @@ def test_a_batch_with_less_time_does_not_wait_behind_one_with_more(fake) -> None
         assert time.monotonic() - before < 8
         with pytest.raises(SprintRequestError, match="nothing waits"):
             first.result(30)
+
+
+def test_others_are_called_if_it_takes_longer_than_it_used_to(tmp_path: Path) -> None:
+    # After many that took no time one thread is thought to be enough.
+    served = tmp_path / "served"
+    with SprintInstancePool(child(f"--served={served}", num_instances=2)) as pool:
+        pool.start()
+        log_posteriors, lengths = batch(count=400)
+        pool.get_batch_loss_and_error_signal(log_posteriors, lengths, named({}, 400))
+        served.unlink()
+        # Some were sent ahead before it was known.
+        pool.get_batch_loss_and_error_signal(*batch(), named(dict.fromkeys(range(COUNT), "slow")))
+        assert len({line.split()[0] for line in served.read_text().splitlines()}) == 2
+
+
+def test_one_thread_is_enough_for_very_short_requests() -> None:
+    queue = WorkQueue()
+    taken: list[Job] = []
+    got = threading.Semaphore(0)
+
+    def take() -> None:
+        while (job := queue.get()) is not None:
+            taken.append(job)
+            got.release()
+            release.wait(20)
+
+    def put(count: int) -> None:
+        batch = Batch()
+        assert queue.put([Job(batch, b, "a/b/1", 1, StartRequest()) for b in range(count)])
+
+    release = threading.Event()
+    threads = [threading.Thread(target=take) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    while queue.missing() or queue._idle < 3:
+        time.sleep(0.001)
+    try:
+        queue.answered(1, 20e-6)
+        put(3)
+        assert got.acquire(timeout=20)
+        assert not got.acquire(timeout=0.2)  # the others sleep on
+        queue.call()
+        assert got.acquire(timeout=20)
+        assert got.acquire(timeout=20)
+    finally:
+        release.set()
+        while queue._idle < 3:
+            time.sleep(0.001)
+    # Long ones: all of them at once.
+    release.clear()
+    try:
+        for _ in range(200):
+            queue.answered(1, 0.1)
+        put(3)
+        for _ in range(3):
+            assert got.acquire(timeout=20)
+    finally:
+        release.set()
+        queue.close()
+        for thread in threads:
+            thread.join()
 
 
 def test_close_with_several_under_way() -> None:
