@@ -37,6 +37,30 @@ LANES = ("precomputed", "first epoch", "later epoch")
 _STEPS = 300
 
 
+def timed(supervised: Iterable[Any], waits: list[float]) -> Iterator[Any]:
+    """Yields the items; appends how long each kept the training waiting, in milliseconds."""
+    iterator = iter(supervised)
+    while True:
+        begin = time.perf_counter()
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        waits.append(1e3 * (time.perf_counter() - begin))
+        yield item
+
+
+class Timed:
+    """A route that is watched: `waits` has what `timed` appends."""
+
+    def __init__(self, route: Any) -> None:
+        self.name, self.loss, self._route = route.name, route.loss, route
+        self.waits: list[float] = []
+
+    def supervise(self, batches: Iterable[Any]) -> Iterator[Any]:
+        return timed(self._route.supervise(batches), self.waits)
+
+
 class Training:
     """The demo's training by automata, up to the first step.
 
@@ -102,13 +126,14 @@ class Training:
             pad_to=self._padding,
         )
 
-    def epoch(self, supervised: Iterable[tuple[Any, Any]]) -> list[float]:
-        """Wall time of each step in milliseconds, from the step before to its loss."""
+    def epoch(self, supervised: Iterable[tuple[Any, Any]]) -> tuple[list[float], list[float]]:
+        """Wall time of each step, and what of it was waiting for a batch, in milliseconds."""
         from jax_sprint.demo.batches import spec_augment
 
-        times = []
+        times: list[float] = []
+        waits: list[float] = []
         last = time.perf_counter()
-        for batch, automata in supervised:
+        for batch, automata in timed(supervised, waits):
             masked = spec_augment(self._augmentation, batch.features, batch.lengths)
             self._state, loss, _ = self._step(
                 self._state, masked, batch.lengths, automata, self._key
@@ -117,7 +142,7 @@ class Training:
             now = time.perf_counter()
             times.append(1e3 * (now - last))
             last = now
-        return times
+        return times, waits
 
 
 class Precomputed:
@@ -139,7 +164,7 @@ class Precomputed:
 
 
 def measure_demo(training: Training, rounds: int) -> dict[str, dict[str, np.ndarray]]:
-    """Step times [rounds, steps] in milliseconds of the demo's training, by epoch and lane."""
+    """Step times and waits [2, rounds, steps] in ms of the demo's training, by epoch and lane."""
     from jax_sprint.demo.batches import batch_stream
     from jax_sprint.demo.routes import FsaRoute
     from jax_sprint.demo.training import Recipe, train
@@ -170,31 +195,29 @@ def measure_demo(training: Training, rounds: int) -> dict[str, dict[str, np.ndar
             }
             names = list(results)
             for name in names if number % 2 else reversed(names):
+                route = Timed(routes[name])
                 done = train(
-                    training.model,
-                    training.part,
-                    training.buckets,
-                    routes[name],
-                    recipe,
-                    progress=False,
+                    training.model, training.part, training.buckets, route, recipe, progress=False
                 )
-                results[name].append(np.array(done.milliseconds))
+                results[name].append(np.array([done.milliseconds, route.waits]))
                 compiled |= done.compiled
         print(
             f"demo, round {number + 1} of {rounds}: "
-            + ", ".join(f"{name} {np.median(results[name][-1]):.1f}" for name in results)
+            + ", ".join(f"{name} {np.median(results[name][-1][0]):.1f}" for name in results)
             + " ms/step",
             flush=True,
         )
     return {
-        epoch: {name: np.array(values)[:, steps] for name, values in results.items()}
+        epoch: {
+            name: np.array(values)[:, :, steps].swapaxes(0, 1) for name, values in results.items()
+        }
         for epoch, steps in (("first", new & ~compiled), ("later", ~new & ~compiled))
     }
 
 
 def measure(training: Training, rounds: int) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Step times [rounds, steps] in milliseconds, and what Sprint was asked per epoch, by lane."""
-    times: dict[str, list[list[float]]] = {lane: [] for lane in LANES}
+    """Step times and waits [2, rounds, steps] in ms, and what Sprint was asked, by lane."""
+    times: dict[str, list[tuple[list[float], list[float]]]] = {lane: [] for lane in LANES}
     asked: dict[str, int] = {}
     for number in range(rounds):
         with training.open_pool() as fresh, training.open_pool() as known:
@@ -213,18 +236,22 @@ def measure(training: Training, rounds: int) -> tuple[dict[str, np.ndarray], dic
                 asked[lane] = int(pool.stats()["requests"] - before)
         print(
             f"round {number + 1} of {rounds}: "
-            + ", ".join(f"{lane} {np.mean(times[lane][-1]):.1f}" for lane in LANES)
+            + ", ".join(f"{lane} {np.mean(times[lane][-1][0]):.1f}" for lane in LANES)
             + " ms/step",
             flush=True,
         )
-    return {lane: np.array(values) for lane, values in times.items()}, asked
+    return {lane: np.array(values).swapaxes(0, 1) for lane, values in times.items()}, asked
 
 
-def _ratios(values: np.ndarray, base: np.ndarray) -> str:
+def _ratios(measured: np.ndarray, base: np.ndarray) -> str:
+    (values, waits), base = measured, base[0]
     by_median = np.median(np.median(values, axis=1) / np.median(base, axis=1))
     by_mean = np.median(values.mean(axis=1) / base.mean(axis=1))
     mean = np.median(values.mean(axis=1))
-    return f"{np.median(values):.2f} | {mean:.2f} | {by_median:.3f} | {by_mean:.3f}"
+    return (
+        f"{np.median(values):.2f} | {mean:.2f} | {by_median:.3f} | {by_mean:.3f} | "
+        f"{np.median(waits.mean(axis=1)):.2f}"
+    )
 
 
 def report(
@@ -247,32 +274,33 @@ def report(
         f"numpy {np.__version__}.",
         "",
         f"{training.description}; steps of 32 segments in {training.shapes} shapes, 2 Sprints. "
-        "Times of a step in ms, from the end of the one before; ratios to precomputed automata are "
-        "medians over the rounds.",
+        "Times of a step in ms, from the end of the one before, and what of it was waiting for the "
+        "batch; ratios to precomputed automata are medians over the rounds.",
         "",
         "## The demo's training",
         "",
-        f"{_STEPS} steps in each of {len(demo['first']['precomputed'])} rounds; steps that compile "
-        "left out.",
+        f"{_STEPS} steps in each of {demo['first']['precomputed'].shape[1]} rounds; steps that "
+        "compile left out.",
         "",
-        "| steps | automata | number | median | mean | median ratio | mean ratio |",
-        "|---|---|---|---|---|---|---|",
+        "| steps | automata | number | median | mean | median ratio | mean ratio | waited, mean |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for epoch, lanes in demo.items():
         for name, values in lanes.items():
             lines.append(
-                f"| {epoch} epoch | {name} | {values.shape[1]} | "
+                f"| {epoch} epoch | {name} | {values.shape[2]} | "
                 f"{_ratios(values, lanes['precomputed'])} |"
             )
-    rounds, steps = times["precomputed"].shape
+    _, rounds, steps = times["precomputed"].shape
     lines += [
         "",
         "## Every core busy",
         "",
         f"Epochs of {steps} steps without compilation, {rounds} rounds.",
         "",
-        "| automata | median | mean | median ratio | mean ratio | requests to Sprint per epoch |",
-        "|---|---|---|---|---|---|",
+        "| automata | median | mean | median ratio | mean ratio | waited, mean | "
+        "requests to Sprint per epoch |",
+        "|---|---|---|---|---|---|---|",
     ]
     for lane in LANES:
         ratios = _ratios(times[lane], times["precomputed"])
@@ -292,7 +320,7 @@ def draw(path: Path, times: dict[str, np.ndarray]) -> None:
 
     figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
     for lane, colour in zip(LANES, ("0.4", "C1", "C0"), strict=True):
-        elapsed = np.median(np.cumsum(times[lane], axis=1), axis=0) / 1e3
+        elapsed = np.median(np.cumsum(times[lane][0], axis=1), axis=0) / 1e3
         axes.plot(np.arange(1, len(elapsed) + 1), elapsed, color=colour, label=lane)
     axes.set_xlabel("steps of the epoch")
     axes.set_ylabel("seconds (median over the rounds)")
