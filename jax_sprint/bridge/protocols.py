@@ -272,8 +272,10 @@ class VersionTwo:
         except PeerClosedError as error:
             if not self._asked:
                 raise
-            # The answers to those before it may still be there: they come first.
-            self._not_taken = error
+            # The answers to those before it may still be there: they come first.  Without the
+            # frames it came through, which hold this object, and the memory with it.
+            error.__context__ = None
+            self._not_taken = error.with_traceback(None)
         pipe_bytes = wire_v2.message_bytes(name)
         for piece in payload:
             pipe_bytes += piece.nbytes
