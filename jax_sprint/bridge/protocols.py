@@ -200,7 +200,7 @@ class VersionTwo:
         limit = self.channel.max_bytes if max_bytes is None else max_bytes
         asked = self._asked[0]
         if self._not_taken is not None and len(self._asked) == 1:
-            raise self._not_taken
+            raise PeerClosedError(str(self._not_taken))
         message = wire_v2.read_message(self.channel, time.monotonic() + timeout, limit)
         if (message.number, message.name) != (asked.number, asked.tag):
             raise FormatError(
