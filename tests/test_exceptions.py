@@ -14,6 +14,10 @@ in the callback     the same, seen by the pool               an exception of JAX
 in the child        death, a refusal, a time-out             likewise: exit status or signal, last
                                                              lines of stderr, segment
 at the wire         garbage, a wrong shape, another version  likewise
+on several devices  any of the three above                   no exception, the peers would wait: NaN
+                                                             for that shard, valid False, gradient
+                                                             0; `pool.check()` raises it
+                                                             (`losses/test_peers.py`)
 ==================  =======================================  ====================================
 
 After every one of them the same compiled step works again on good input.  What the bridge says
