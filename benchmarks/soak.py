@@ -221,7 +221,8 @@ def report(taken: list[Sample], stats: dict[str, float], problems: list[str], ti
         f"{platform.python_version()}, numpy {np.__version__}; {stats['requests']:.0f} requests "
         f"answered in {taken[-1].seconds:.0f} s, {taken[-1].kills} children killed, "
         f"{stats['retries']:.0f} requests asked again, {stats['restarts']:.0f} restarts, "
-        f"{stats['failures']:.0f} failures; every answer compared."
+        f"{stats['failures']:.0f} failures; every answer compared.  Where descriptors and threads "
+        "dip, a child had been killed a moment ago and was not missed yet."
     )
     lines += ["", "| requests | seconds | killed | fds | threads | children | RSS MiB |"]
     lines.append("|---|---|---|---|---|---|---|")
@@ -247,11 +248,11 @@ def picture(taken: list[Sample], path: Path) -> None:
     figure, axes = plt.subplots(3, 1, figsize=(8, 7), sharex=True, constrained_layout=True)
     axes[0].plot(x, [sample.rss for sample in taken])
     axes[0].set_ylabel("resident memory, MiB")
-    axes[0].set_ylim(bottom=0)
+    axes[0].set_ylim(0, 1.25 * max(sample.rss for sample in taken))
     for name, label in (("fds", "file descriptors"), ("threads",) * 2, ("children",) * 2):
         axes[1].step(x, [getattr(sample, name) for sample in taken], where="post", label=label)
-    axes[1].set_ylim(bottom=0)
-    axes[1].legend(loc="center right")
+    axes[1].set_ylim(0, 1.25 * max(sample.fds for sample in taken))
+    axes[1].legend(loc="upper right", ncols=3)
     axes[2].plot(x, [sample.kills for sample in taken])
     axes[2].set_ylabel("children killed")
     axes[2].set_xlabel("requests")
