@@ -11,7 +11,7 @@ import collections
 import time
 
 from jax_sprint.bridge.pool_instance import PoolInstance
-from jax_sprint.bridge.work import Job
+from jax_sprint.bridge.work import SHORT, WORTH_TWO, Job
 
 __all__ = ["Ahead"]
 
@@ -19,8 +19,8 @@ __all__ = ["Ahead"]
 _AHEAD_BYTES = 1 << 20
 # More than one may wait for it only while all together take it less than this, in seconds.
 _AHEAD_SECONDS = 0.005
-# What takes no longer than this may always wait, as handing it over one by one takes as long.
-_ANYHOW_SECONDS = 0.0003
+# That many short ones may wait although another Sprint might take them.
+_MOST_SHORT = 8
 # Requests up to this size are handled by one thread at a time.
 _SHORT_BYTES = 1 << 18
 # How long to wait for several short answers, in seconds; the shortest one means not at all.
@@ -73,13 +73,18 @@ class Ahead:
 
     def fits(self, job: Job, backlog: int, instance: PoolInstance) -> bool:
         """Whether to take on this one, with that much waiting behind it in the queue."""
-        jobs = self.jobs
+        jobs, pace = self.jobs, self._pace
+        load = self._load + job.cost + 1
         return (
             # No other Sprint shall be without work at the end because of what waits for this one,
-            # or not for long.
+            # unless one is enough anyhow (which may turn out to be wrong, so not too many).
             (
-                backlog >= self._others * 2 * (self._load + job.cost + 1)
-                or (self._load + job.cost + 1) * self._pace <= _ANYHOW_SECONDS
+                backlog >= self._others * 2 * load
+                or (
+                    len(jobs) < _MOST_SHORT
+                    and (job.cost + 1) * pace <= SHORT
+                    and (load + backlog) * pace <= WORTH_TWO
+                )
             )
             and (len(jobs) == 1 or self._load_bytes + job.data_bytes <= _AHEAD_BYTES)
             # Only the first one is watched.

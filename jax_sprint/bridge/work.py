@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from jax_sprint.bridge.requests import Request, StartRequest
 from jax_sprint.errors import SprintClosedError, SprintError, SprintStartError
 
-__all__ = ["Batch", "Job", "WorkQueue"]
+__all__ = ["SHORT", "WORTH_TWO", "Batch", "Job", "WorkQueue"]
 
 _NOTHING = StartRequest()
 # Of such short requests, in seconds, one thread is enough for a batch that takes it no longer.
-_SHORT, _WORTH_TWO = 150e-6, 4e-3
+SHORT, WORTH_TWO = 150e-6, 4e-3
 
 
 class Job:
@@ -204,7 +204,7 @@ class WorkQueue:
             # Two threads with very short requests are slower than one: they fight for the
             # interpreter.  Should it take longer than thought, the one calls the others.
             seconds = self._backlog * self.pace
-            many = seconds > min(_WORTH_TWO, _SHORT * len(self._heap))
+            many = seconds > min(WORTH_TWO, SHORT * len(self._heap))
             self._changed.notify(len(jobs) if many else 1)
             return True
 

@@ -383,7 +383,8 @@ def test_others_are_called_if_it_takes_longer_than_it_used_to(tmp_path: Path) ->
         pool.get_batch_loss_and_error_signal(log_posteriors, lengths, named({}, 400))
         served.unlink()
         # Some were sent ahead before it was known.
-        pool.get_batch_loss_and_error_signal(*batch(), named(dict.fromkeys(range(COUNT), "slow")))
+        names = named(dict.fromkeys(range(COUNT), "slow"))
+        pool.get_batch_loss_and_error_signal(*batch(), names)
         assert len({line.split()[0] for line in served.read_text().splitlines()}) == 2
 
 
