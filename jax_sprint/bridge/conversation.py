@@ -53,6 +53,8 @@ class Conversation:
 
     # Helps with large copies; also a pool's.
     _copier: Copier | None = None
+    # Whether requests are to be looked at; a pool has checked them, and asks `has_room` first.
+    _checks = True
 
     def __init__(self, options: SprintOptions) -> None:
         self.options = options
@@ -70,7 +72,8 @@ class Conversation:
         data_bytes: int = 0,
         shape: tuple[int, int] | None = None,
     ) -> bool:
-        self._check_process()
+        if self._checks:
+            self._check_process()
         child = self._child
         if child is None:
             raise SprintClosedError(
@@ -82,7 +85,7 @@ class Conversation:
         deadline = min(now + self.options.request_timeout, self._latest)
         if not self._pending:
             self._deadline = deadline
-        elif not child.protocol.has_room(segment, data_bytes):
+        elif self._checks and not child.protocol.has_room(segment, data_bytes):
             raise SprintError(
                 f"the answer for {self._pending[0].segment!r} was not read yet; read it before "
                 "the next request",

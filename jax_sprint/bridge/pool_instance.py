@@ -31,6 +31,7 @@ class PoolInstance(SprintSubprocessInstance):
     """
 
     _end_at_exit = False
+    _checks = False
 
     def __init__(
         self, options: SprintOptions, inspect: Inspect | None, copier: Copier | None
