@@ -146,6 +146,8 @@ def run_process(process: int, given: argparse.Namespace) -> None:
                 pool.check()
             except js.SprintError as error:
                 say(f"process {process}: {type(error).__name__}: {error.message}")
+                # Not during the next step, where starting counts.
+                pool.start()
         if process == 0:
 
             def alone(weights):
