@@ -8,6 +8,7 @@ semiring.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -106,30 +107,35 @@ def _loss(total: Array, bad: Array) -> Array:
     return jnp.where(bad, jnp.nan, -total)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
-def _occupancy(
-    arcs: bool, marks: bool, dtype: Any, scores: Scores, tables: Sliced, lengths: Array
-) -> Counts:
-    return counts(PAIRS, scores, tables, lengths, arcs=arcs, marks=marks, dtype=dtype)
+class _Wanted(NamedTuple):
+    """What to make of the recursions: see `counts`."""
+
+    arcs: bool
+    marks: bool
+    dtype: Any
+    block: int | None
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _occupancy(wanted: _Wanted, scores: Scores, tables: Sliced, lengths: Array) -> Counts:
+    return counts(PAIRS, scores, tables, lengths, **wanted._asdict())
 
 
 def _nonzero(tangent: Any) -> bool:
     return not isinstance(tangent, jax.custom_derivatives.SymbolicZero)
 
 
-def _occupancy_jvp(
-    arcs: bool, marks: bool, dtype: Any, primals: tuple, tangents: tuple
-) -> tuple[Counts, Counts]:
+def _occupancy_jvp(wanted: _Wanted, primals: tuple, tangents: tuple) -> tuple[Counts, Counts]:
     scores, tables, lengths = primals
     moving = [name for name in Scores._fields if _nonzero(getattr(tangents[0], name))]
 
     def plain(*values: Array) -> Counts:
         moved = scores._replace(**dict(zip(moving, values, strict=True)))
-        return counts(LOGS, moved, tables, lengths, arcs=arcs, marks=marks, dtype=dtype)
+        return counts(LOGS, moved, tables, lengths, **wanted._replace(block=None)._asdict())
 
     along = tuple(getattr(tangents[0], name) for name in moving)
     _, change = jax.jvp(plain, tuple(getattr(scores, name) for name in moving), along)
-    return _occupancy(arcs, marks, dtype, *primals), change
+    return _occupancy(wanted, *primals), change
 
 
 _occupancy.defjvp(_occupancy_jvp, symbolic_zeros=True)
@@ -143,15 +149,19 @@ def shared_solve(
     arcs: bool = False,
     marks: bool = False,
     dtype: Any = None,
+    checkpoint: bool = False,
 ) -> tuple[Array, Counts]:
     """Loss [B] and expected counts, the labels' as `time_axis` says; see `shared_partition`.
 
-    The counts of invalid sequences are 0.  `dtype` is that of the labels' posteriors.
+    The counts of invalid sequences are 0.  `dtype` is that of the labels' posteriors; with
+    `checkpoint` the recursion is kept at every sqrt(T)-th frame only, and computed twice.
     """
     frames = jnp.swapaxes(log_posteriors, 0, 1) if time_axis else log_posteriors
     scores, bad = clean(frames, problem.am_scale, problem)
     dtype = problem.bias.dtype if dtype is None else dtype
-    found = _occupancy(arcs, marks, dtype, scores, problem.tables, problem.lengths)
+    block = math.isqrt(frames.shape[0]) if checkpoint else None
+    wanted = _Wanted(arcs, marks, dtype, block)
+    found = _occupancy(wanted, scores, problem.tables, problem.lengths)
     loss = _loss(found.log_total, bad)
     valid = jnp.isfinite(loss)
     labels = jnp.where(valid[None, :, None], found.labels, jnp.zeros((), dtype))
@@ -165,12 +175,15 @@ def shared_solve(
     return loss, found._replace(labels=labels, **rest)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def shared_partition(time_axis: int, log_posteriors: Array, problem: SharedProblem) -> Array:
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def shared_partition(
+    time_axis: int, checkpoint: bool, log_posteriors: Array, problem: SharedProblem
+) -> Array:
     """Minus the log-sum over all paths.
 
     Args:
         time_axis: 0 for [T, B, V], 1 for [B, T, V].
+        checkpoint: see `shared_solve`.
         log_posteriors: float, as `time_axis` says; T > 0.
         problem: from `prepare_shared`.
 
@@ -182,7 +195,9 @@ def shared_partition(time_axis: int, log_posteriors: Array, problem: SharedProbl
     return _loss(log_total(PAIRS, scores, problem.tables, problem.lengths), bad)
 
 
-def _partition_jvp(time_axis: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+def _partition_jvp(
+    time_axis: int, checkpoint: bool, primals: tuple, tangents: tuple
+) -> tuple[Array, Array]:
     log_posteriors, problem = primals
     d_log_posteriors, d_problem = tangents
     loss, found = shared_solve(
@@ -192,6 +207,7 @@ def _partition_jvp(time_axis: int, primals: tuple, tangents: tuple) -> tuple[Arr
         arcs=_nonzero(d_problem.arcs),
         marks=_nonzero(d_problem.starts) or _nonzero(d_problem.ends),
         dtype=log_posteriors.dtype,
+        checkpoint=checkpoint,
     )
     labels, dtype = found.labels, loss.dtype
     change = jnp.zeros_like(loss)

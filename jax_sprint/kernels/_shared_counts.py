@@ -18,12 +18,15 @@ from jax_sprint.kernels._shared_recursion import (
     Forward,
     Scores,
     Weighted,
+    blocks_of,
     choose,
     emission_if,
     empty_paths,
     forward,
+    frame_at,
     part_of,
     seeded,
+    sweep,
     weighted,
 )
 from jax_sprint.kernels._shared_sums import (
@@ -96,6 +99,7 @@ def counts(
     arcs: bool,
     marks: bool,
     dtype: Any,
+    block: int | None = None,
 ) -> Counts:
     """Forward-backward.
 
@@ -107,13 +111,15 @@ def counts(
         arcs: whether the edges' counts are wanted.
         marks: whether those of the start and end states are.
         dtype: of the labels' posteriors.
+        block: if given, alphas are kept before every `block`-th frame only, and computed again for
+            one block after the other.
 
     Returns:
         The counts; those that are not wanted are None.
     """
     semiring = kind.semiring
     weights = weighted(kind, scores, tables)
-    ahead = forward(kind, scores, tables, lengths, weights, keep=True)
+    ahead = forward(kind, scores, tables, lengths, weights, keep=True, block=block)
     whole = tuple(part[None] for part in ahead.whole)
     seed = seeded(scores, lengths)
     spread = _Spread(tables, scores.frames.shape[2])
@@ -168,8 +174,8 @@ def counts(
     def step(carry: tuple, frame: tuple) -> tuple[tuple, Array]:
         x, used = carry
         time, posteriors, alpha, before = frame
-        if before is None:
-            before = _before(ahead, time)
+        if posteriors is None:
+            posteriors = frame_at(scores.frames, time)
         # Besides leaving out work, the branches keep XLA from computing what they give once for
         # each use.
         inner = jnp.any(time + 1 < lengths)
@@ -191,16 +197,42 @@ def counts(
     parts = _weighted_parts(tables, weights) if arcs else []
     zero = nothing(NUMBERS, _magnitude(kind, ahead.last), 1)[0]
     used = tuple(jnp.broadcast_to(zero, (*part.source.shape, zero.shape[1])) for part, _ in parts)
-    # Derivatives of what is closed over and indexed would be as large as all frames in each frame.
-    before = None
-    if kind is LOGS:
-        before = jnp.concatenate([ahead.start[None], ahead.alphas[:-1]])
-    times = jnp.arange(scores.frames.shape[0], dtype=jnp.int32)
-    x = kind.join(nothing(kind, ahead.last, nodes))
-    body = jax.checkpoint(step) if kind is LOGS else step
-    (x, used), labels = lax.scan(
-        body, (x, used), (times, scores.frames, ahead.alphas, before), reverse=True
-    )
+
+    def back(carry: tuple, start: Array, alphas: Array, times: Array) -> tuple[tuple, Array]:
+        """Over the frames `times`, from alphas before the first and at each of them."""
+        if kind is LOGS:
+            before = jnp.concatenate([start[None], alphas[:-1]])
+            frames = (times, scores.frames, alphas, before)
+            return lax.scan(jax.checkpoint(step), carry, frames, reverse=True)
+
+        def found(carry: tuple, frame: tuple) -> tuple[tuple, Array]:
+            index, time = frame
+            at = [
+                lax.dynamic_index_in_dim(alphas, jnp.maximum(i, 0), axis=0, keepdims=False)
+                for i in (index, index - 1)
+            ]
+            before = jnp.where(index == 0, start, at[1]) if arcs or singles < nodes else at[0]
+            return step(carry, (time, None, at[0], before))
+
+        index = jnp.arange(times.shape[0], dtype=jnp.int32)
+        return lax.scan(found, carry, (index, times), reverse=True)
+
+    frames = scores.frames.shape[0]
+    carry = (kind.join(nothing(kind, ahead.last, nodes)), used)
+    if block is None:
+        times = jnp.arange(frames, dtype=jnp.int32)
+        (x, used), labels = back(carry, ahead.start, ahead.alphas, times)
+    else:
+
+        def again(carry: tuple, frame: tuple) -> tuple[tuple, Array]:
+            start, times = frame
+            _, alphas = sweep(kind, scores, tables, lengths, weights, start, times, True)
+            return back(carry, start, alphas, times)
+
+        (x, used), labels = lax.scan(
+            again, carry, (ahead.alphas, blocks_of(frames, block)), reverse=True
+        )
+        labels = labels.reshape(-1, *labels.shape[2:])[:frames]
 
     # The last frame: its labels come from the closing arcs.
     last = collect(
@@ -251,13 +283,6 @@ def _rows(table: Table | None) -> int:
 
 def _magnitude(kind: Kind, packed: Array) -> Array:
     return kind.split(packed)[0]
-
-
-def _before(ahead: Forward, time: Array) -> Array:
-    """alpha_{t-1}."""
-    index = jnp.maximum(time - 1, 0)
-    earlier = lax.dynamic_index_in_dim(ahead.alphas, index, axis=0, keepdims=False)
-    return jnp.where(time == 0, ahead.start, earlier)
 
 
 def _closing(kind: Kind, ahead: Forward, tables: Sliced, weights: Weighted, whole: Value) -> Array:

@@ -45,14 +45,17 @@ __all__ = [
     "Forward",
     "Scores",
     "Weighted",
+    "blocks_of",
     "choose",
     "emission_if",
     "emission_scores",
     "empty_paths",
     "forward",
+    "frame_at",
     "log_total",
     "part_of",
     "seeded",
+    "sweep",
     "weighted",
 ]
 
@@ -215,7 +218,7 @@ def _advance(
 
 
 class Forward(NamedTuple):
-    alphas: Array  # [T, S, B], joined; of frames that do not count, those before; or None
+    alphas: Array  # [T, S, B] or one per block, see `forward`; joined
     last: Array  # [S, B] alpha_{n-2}
     start: Array  # [S, B] alpha_{-1}
     labels: Array  # [U, B] emissions of the last frame
@@ -223,18 +226,31 @@ class Forward(NamedTuple):
     whole: Value  # [B]
 
 
-def forward(
-    kind: Kind, scores: Scores, tables: Sliced, lengths: Array, weights: Weighted, keep: bool
-) -> Forward:
-    """The forward recursion; `keep` says whether the alphas of all frames are wanted."""
-    semiring = kind.semiring
-    seed = seeded(scores, lengths)
-    start = _start(kind, scores, tables, seed)
+def frame_at(frames: Array, time: Array) -> Array:
+    """Frame [B, V] of frames [T, B, V]; behind the last one, that."""
+    index = jnp.minimum(time, frames.shape[0] - 1)
+    return lax.dynamic_index_in_dim(frames, index, axis=0, keepdims=False)
 
-    def step(alpha: Array, frame: tuple[Array, Array]) -> tuple[Array, Array | None]:
+
+def sweep(
+    kind: Kind,
+    scores: Scores,
+    tables: Sliced,
+    lengths: Array,
+    weights: Weighted,
+    alpha: Array,
+    times: Array,
+    keep: bool,
+) -> tuple[Array, Array]:
+    """Advances alpha over the frames `times` [X]: the last one, and with `keep` all [X, S, B]."""
+    seed = seeded(scores, lengths)
+
+    def step(alpha: Array, frame: tuple[Array, Array | None]) -> tuple[Array, Array | None]:
         time, posteriors = frame
         inner = time + 1 < lengths
         wanted = jnp.any(inner)
+        if posteriors is None:
+            posteriors = frame_at(scores.frames, time)
         labels = emission_if(kind, wanted, scores, tables, posteriors, seed)
         alpha = lax.cond(
             wanted,
@@ -245,9 +261,46 @@ def forward(
         )
         return alpha, alpha if keep else None
 
-    times = jnp.arange(scores.frames.shape[0], dtype=jnp.int32)
-    body = jax.checkpoint(step) if kind is LOGS else step
-    last, alphas = lax.scan(body, start, (times, scores.frames))
+    # Derivatives of what is closed over and indexed would be as large as all frames in each frame.
+    if kind is LOGS:
+        return lax.scan(jax.checkpoint(step), alpha, (times, scores.frames))
+    return lax.scan(step, alpha, (times, None))
+
+
+def forward(
+    kind: Kind,
+    scores: Scores,
+    tables: Sliced,
+    lengths: Array,
+    weights: Weighted,
+    *,
+    keep: bool,
+    block: int | None = None,
+) -> Forward:
+    """The forward recursion.
+
+    Args:
+        kind: what to compute in.
+        scores: see there.
+        tables: the automaton.
+        lengths: [B] int32 in 0..T.
+        weights: from `weighted`.
+        keep: whether the alphas are wanted.
+        block: if given, only those before every `block`-th frame.
+    """
+    semiring = kind.semiring
+    seed = seeded(scores, lengths)
+    start = _start(kind, scores, tables, seed)
+    frames = scores.frames.shape[0]
+    if block is None:
+        times = jnp.arange(frames, dtype=jnp.int32)
+        last, alphas = sweep(kind, scores, tables, lengths, weights, start, times, keep)
+    else:
+
+        def over(alpha: Array, times: Array) -> tuple[Array, Array]:
+            return sweep(kind, scores, tables, lengths, weights, alpha, times, False)[0], alpha
+
+        last, alphas = lax.scan(over, start, blocks_of(frames, block))
 
     labels = emission(kind, scores, tables, _last_frame(scores.frames, lengths), seed)
     exits = collect(kind, labels, tables.exits, weights.exits, depth=UNROLLED)
@@ -257,6 +310,12 @@ def forward(
     empty = tuple(jnp.broadcast_to(part, lengths.shape) for part in empty)
     whole = tuple(jnp.where(lengths == 0, e, w) for e, w in zip(empty, whole, strict=True))
     return Forward(alphas, last, start, labels, exits, whole)
+
+
+def blocks_of(frames: int, block: int) -> Array:
+    """Numbers of the frames by block [X, block]; the last block may go on behind the last frame."""
+    count = -(-frames // block)
+    return jnp.arange(count * block, dtype=jnp.int32).reshape(count, block)
 
 
 def empty_paths(kind: Kind, scores: Scores, tables: Sliced) -> Value:
@@ -269,4 +328,4 @@ def empty_paths(kind: Kind, scores: Scores, tables: Sliced) -> Value:
 def log_total(kind: Kind, scores: Scores, tables: Sliced, lengths: Array) -> Array:
     """Log-sum over all paths [B]; lengths are in 0..T."""
     weights = weighted(kind, scores, tables)
-    return kind.semiring.log(forward(kind, scores, tables, lengths, weights, False).whole)
+    return kind.semiring.log(forward(kind, scores, tables, lengths, weights, keep=False).whole)

@@ -48,7 +48,8 @@ def _loss(
     )
     log_posteriors = at_least_one_frame(log_posteriors, time_axis)
     if automata.sliced is not None:
-        return shared_partition(time_axis, log_posteriors, prepare_shared(*arguments))
+        problem = prepare_shared(*arguments)
+        return shared_partition(time_axis, checkpoint, log_posteriors, problem)
     solve = checkpointed_partition if checkpoint else partition
     return solve(time_axis, log_posteriors, prepare(*arguments))
 
@@ -98,8 +99,7 @@ def full_sum_loss(
         checkpoint: a Python bool; True keeps the recursions at every sqrt(T)-th frame only and
             computes them again for the gradient, for long recordings: the memory beside the
             log-posteriors grows with sqrt(T) times the automata's states in place of T times, and
-            the time by about half.  Second derivatives keep everything.  A shared automaton's
-            memory is not changed by it.
+            the time by about half.  Second derivatives keep everything.
         return_valid: also return which sequences are valid.
         time_major: False takes `log_posteriors` as [B, T, L].
 

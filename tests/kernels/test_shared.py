@@ -465,6 +465,39 @@ def test_batch_major_and_half_precision() -> None:
     np.testing.assert_allclose(jnp.swapaxes(major_gradient, 0, 1), full, atol=1e-6)
 
 
+def test_checkpointing_changes_memory_alone() -> None:
+    rng = np.random.default_rng(10)
+    graph, lengths = hub(rng, 12), np.array([23, 0, 11])
+    automata = packed(graph, "shared", 3)
+    x = rng.normal(size=(23, 3, 7)).astype(np.float32)
+
+    def compiled(checkpoint):
+        def total(x, weights):
+            loss = full_sum_loss(
+                x,
+                lengths,
+                automata.with_weights(weights),
+                infeasible="zero",
+                checkpoint=checkpoint,
+            )
+            return loss.sum(), loss
+
+        run = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))
+        return run.lower(x, automata.weights).compile()
+
+    whole, parts = compiled(False), compiled(True)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-6),
+        parts(x, automata.weights),
+        whole(x, automata.weights),
+    )
+    states = automata.sliced.exit_state.shape[0]
+    saved = sum(
+        run.memory_analysis().temp_size_in_bytes * sign for run, sign in ((whole, 1), (parts, -1))
+    )
+    assert saved > (23 - 2 * 6) * states * 3 * 8 / 2
+
+
 GRAPH = chain()
 AUTOMATA = packed(GRAPH, "shared", 4, num_labels=3)
 X = np.random.default_rng(8).normal(size=(9, 4, 3)).astype(np.float32)
