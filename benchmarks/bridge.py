@@ -8,6 +8,7 @@ The children (`bridge_children.py`) do the least that a Sprint must do: they loa
 module, read the posteriors and return them as the error signal.  Each round runs every contender
 once, in turn, every other round in the opposite order; ratios are medians of the ratios within a
 round.  The floor is two plain copies of the batch between arrays that are in memory already.
+A turn is one batch, or the mean of twenty in a row where a batch is smaller than 8 MiB.
 
 RETURNN's pool is driven in an interpreter of its own, with numpy < 2.3, if `--returnn-path` names
 the folder that holds the package returnn; the table says when it was absent.
@@ -68,13 +69,17 @@ def take_turns(runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, l
     return times
 
 
-def timed(function: Callable[[], Any]) -> Callable[[], float]:
+def timed(function: Callable[[], Any], repeats: int = 1) -> Callable[[], float]:
+    """Seconds that it takes, the mean of some in a row; what it returns is dropped in between."""
+
     def run() -> float:
-        start = time.perf_counter()
-        result = function()
-        seconds = time.perf_counter() - start
-        del result
-        return seconds
+        seconds = 0.0
+        for _ in range(repeats):
+            start = time.perf_counter()
+            result = function()
+            seconds += time.perf_counter() - start
+            del result
+        return seconds / repeats
 
     return run
 
@@ -84,6 +89,7 @@ def batches(given: argparse.Namespace, name: str) -> dict[str, list[float]]:
     steps, count, labels = SHAPES[name]
     rng = np.random.default_rng(0)
     posteriors = rng.standard_normal((steps, count, labels), np.float32)
+    repeats = 20 if posteriors.nbytes < 8 << 20 else 1
     lengths = np.full(count, steps, np.int32)
     tags = [f"corpus/recording-{b}/segment" for b in range(count)]
     there, back = np.zeros_like(posteriors), np.zeros_like(posteriors)
@@ -92,7 +98,7 @@ def batches(given: argparse.Namespace, name: str) -> dict[str, list[float]]:
         np.copyto(there, posteriors)
         np.copyto(back, there)
 
-    runs = {"two copies": timed(two_copies)}
+    runs = {"two copies": timed(two_copies, repeats)}
     pools, ancestors = [], []
     try:
         for children in (1, 2):
@@ -111,10 +117,11 @@ def batches(given: argparse.Namespace, name: str) -> dict[str, list[float]]:
                 runs[f"{children} child{'ren' * (children > 1)}{label}"] = timed(
                     lambda pool=pool: pool.get_batch_loss_and_error_signal(
                         posteriors, lengths, tags
-                    )
+                    ),
+                    repeats,
                 )
             if given.returnn_path:
-                ancestor = Ancestor(given, CHILD, posteriors, children)
+                ancestor = Ancestor(given, CHILD, posteriors, children, repeats)
                 ancestors.append(ancestor)
                 runs[f"{children} child{'ren' * (children > 1)}, RETURNN's pool"] = ancestor.run
         return take_turns(runs, given.rounds)

@@ -52,6 +52,7 @@ def write(stem: Path, figures: dict[str, Any]) -> None:
         f"{before:.1f} before, {after:.1f} after. Echoing children, see `bridge_children.py`.",
         "",
     ]
+    lines += targets(figures)
     if figures.get("batches"):
         lines += batches(figures["batches"])
     if figures.get("queue"):
@@ -65,6 +66,40 @@ def write(stem: Path, figures: dict[str, Any]) -> None:
     stem.with_suffix(".md").write_text("\n".join(lines))
     if figures.get("batches"):
         picture(stem.with_suffix(".png"), figures)
+
+
+def targets(figures: dict[str, Any]) -> list[str]:
+    """What was wanted, and what was measured."""
+    rows = []
+
+    def row(what: str, wanted: str, value: float, reached: bool, digits: int = 2) -> None:
+        rows.append([what, wanted, f"{value:.{digits}f}", "yes" if reached else "no"])
+
+    for shape, times in figures.get("batches", {}).items():
+        for count in ("1 child", "2 children"):
+            if shape == "200x32x80":
+                value = 1e6 * float(np.median(times[count])) / segments(shape)
+                row(f"{shape}, {count}: us per segment", "<= 60", value, value <= 60, 0)
+            else:
+                value = ratio(times[count], times["two copies"])
+                row(f"{shape}, {count}: of two copies", "<= 2", value, value <= 2)
+            other = times.get(f"{count}, RETURNN's pool")
+            if other:
+                value = ratio(other, times[count])
+                row(f"{shape}, {count}: faster than RETURNN's pool", ">= 5", value, value >= 5, 1)
+    for entry in figures.get("queue", []):
+        value = float(np.median(entry["times"])) / entry["ideal"]
+        what = f"{entry['pace']}, {entry['children']} children: of the ideal"
+        row(what, "<= 1.10", value, value <= 1.1)
+    for entry in figures.get("start", []):
+        value = ratio(entry["8"], entry["1"])
+        row(f"eight children to start ({entry['start']}), of one", "< 1.5", value, value < 1.5)
+    for entry in figures.get("automata", []):
+        if entry["protocol"] == "version 2":
+            value = 1e6 * float(np.median(entry["times"]))
+            what = f"automata, {entry['children']} children: us per segment"
+            row(what, "<= 150", value, value <= 150, 0)
+    return ["## What was wanted", "", *table(["what", "wanted", "measured", "reached"], rows)]
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
