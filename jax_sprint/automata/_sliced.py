@@ -19,49 +19,15 @@ node; where a state has several, a table collects the state from its nodes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jax_sprint.automata._slices import ONCE, Plan, Slice, Table, ranks, rounded
+
 __all__ = ["Slice", "Sliced", "Table", "slice_automaton"]
 
 Array = Any
-
-# Degrees of the slices, and of the pieces of rows of higher degree, by the depth of the table.  The
-# kernel writes out the sums of the first two tables: few widths, as each costs time to compile.
-_WIDTHS = ((1, 2, 4, 8), (3, 8), (8, 64))
-_PIECES = ((4, 8), (8,), (64,))
-_ONCE = 2  # depth of tables that are used once per call, whose sums are not written out
-
-
-class Slice(NamedTuple):
-    """Rows of nearly equal degree.
-
-    Attributes:
-        source: [K, R] int32, place of what is added up; -1 on padding.
-        arc: [K, R] int32, index of the weight, -1 on padding; None: no weights.
-        target: [R] int32, place of the row that the entries belong to.
-    """
-
-    source: Array
-    arc: Array | None
-    target: Array
-
-
-class Table(NamedTuple):
-    """A sparse matrix in slices.
-
-    Attributes:
-        slices: the rows of low degree, ascending; their sums in this order, and then those of
-            `deep`, make up the result.
-        pieces: pieces of the rows of high degree.
-        deep: those rows, as sums over the pieces; None where there are none.
-    """
-
-    slices: tuple[Slice, ...]
-    pieces: tuple[Slice, ...]
-    deep: Table | None
 
 
 class Sliced(NamedTuple):
@@ -140,122 +106,6 @@ class Sliced(NamedTuple):
     enter_span: Array
 
 
-def _rounded(size: int) -> int:
-    """Rounds up, by an eighth at most (or to 8), so that similar automata share shapes."""
-    step = max(8, 1 << max(size.bit_length() - 4, 0))
-    return max(-(-size // step), 1) * step
-
-
-def _ranks(groups: np.ndarray, count: int) -> np.ndarray:
-    """How many earlier entries belong to the same group."""
-    order = np.argsort(groups, kind="stable")
-    sizes = np.bincount(groups, minlength=count)
-    ranks = np.empty(len(groups), np.int64)
-    ranks[order] = np.arange(len(groups)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return ranks
-
-
-class _Plan:
-    """Where each row of a table goes, before it is known where its sources are."""
-
-    def __init__(
-        self,
-        row: np.ndarray,
-        count: int,
-        every: bool,
-        idle: bool = True,
-        depth: int = 0,
-        widths: Sequence[int] | None = None,
-    ) -> None:
-        """`row` [M] is the row of each entry, `count` the number of rows.
-
-        With `every` all slices are made, also those without any row; with `idle` those of degree
-        0 have at least one row, which is zero.
-        """
-        level = min(depth, len(_WIDTHS) - 1)
-        widths = _WIDTHS[level] if widths is None else widths
-        self.row = row
-        degree = np.bincount(row, minlength=count)
-        self.rank = _ranks(row, count)
-        self.widths = np.array([0, *widths])
-        self.kind = np.searchsorted(self.widths, degree)
-        top = widths[-1]
-        deep = np.flatnonzero(degree > top)
-        self.place = np.zeros(count, np.int64)
-        self.blocks: list[tuple[int, int, int, np.ndarray]] = []  # kind, begin, size, rows
-        begin = 0
-        for kind in range(len(self.widths)):
-            rows = np.flatnonzero(self.kind == kind)
-            if len(rows) or every or (kind == 0 and idle):
-                size = _rounded(len(rows) + (kind == 0))
-                self.blocks.append((kind, begin, size, rows))
-                self.place[rows] = begin + np.arange(len(rows))
-                begin += size
-        self.pieces: _Plan | None = None
-        self.deep: _Plan | None = None
-        if len(deep):
-            number = np.zeros(count, np.int64)
-            number[deep] = np.arange(len(deep))
-            parts = -(-degree[deep] // top)
-            first = np.cumsum(parts) - parts
-            self.mine = np.flatnonzero(self.kind[row] == len(self.widths))
-            piece = first[number[row[self.mine]]] + self.rank[self.mine] // top
-            self.pieces = _Plan(piece, int(parts.sum()), False, False, depth, _PIECES[level])
-            self.piece_row = np.repeat(deep, parts)
-            owner = np.repeat(np.arange(len(deep)), parts)
-            self.deep = _Plan(owner, len(deep), False, False, depth + 1)
-            self.place[deep] = begin + self.deep.place
-            begin += self.deep.size
-        self.size: int = begin
-
-    def _slices(
-        self, source: np.ndarray, arc: np.ndarray | None, target: np.ndarray
-    ) -> tuple[Slice, ...]:
-        slices = []
-        for kind, begin, size, rows in self.blocks:
-            mine = np.flatnonzero(self.kind[self.row] == kind)
-            width = int(self.widths[kind])
-            cell = self.rank[mine] * size + self.place[self.row[mine]] - begin
-            tables: list[Any] = []
-            for values in (source, arc):
-                if values is None:
-                    tables.append(None)
-                    continue
-                table = np.full(width * size, -1, np.int32)
-                table[cell] = values[mine]
-                tables.append(table.reshape(width, size))
-            targets = np.zeros(size, np.int32)
-            targets[: len(rows)] = target[rows]
-            slices.append(Slice(tables[0], tables[1], targets))
-        return tuple(slices)
-
-    def fill(
-        self, source: np.ndarray, arc: np.ndarray | None = None, target: np.ndarray | None = None
-    ) -> Table:
-        """The table whose entries have these sources [M] and weights [M]; `target` is by row."""
-        if target is None:
-            target = self.place
-        slices = self._slices(source, arc, target)
-        if self.pieces is None or self.deep is None:
-            return Table(slices, (), None)
-        mine = self.mine
-        pieces = self.pieces._slices(
-            source[mine], None if arc is None else arc[mine], target[self.piece_row]
-        )
-        return Table(slices, pieces, self.deep.fill(self.pieces.place))
-
-    def cells(self, first: int) -> tuple[np.ndarray, int]:
-        """Place [M] of each entry if the slices, then the pieces, are laid out one by one."""
-        cell = np.zeros(len(self.row), np.int64)
-        for kind, begin, size, _ in self.blocks:
-            mine = np.flatnonzero(self.kind[self.row] == kind)
-            cell[mine] = first + self.rank[mine] * size + self.place[self.row[mine]] - begin
-            first += int(self.widths[kind]) * size
-        if self.pieces is not None:
-            cell[self.mine], first = self.pieces.cells(first)
-        return cell, first
-
-
 def _padded(values: np.ndarray, size: int, fill: int = -1) -> np.ndarray:
     out = np.full(size, fill, np.int32)
     out[: len(values)] = values
@@ -265,7 +115,7 @@ def _padded(values: np.ndarray, size: int, fill: int = -1) -> np.ndarray:
 def _entries(keys: np.ndarray, count: int) -> np.ndarray:
     """[M, count]: the indices at which each key occurs, -1 behind them; keys < 0 are left out."""
     index = np.flatnonzero(keys >= 0)
-    rank = _ranks(keys[index], count)
+    rank = ranks(keys[index], count)
     table = np.full((int(rank.max(initial=0)) + 1, count), -1, np.int32)
     table[rank, keys[index]] = index
     return table
@@ -328,19 +178,19 @@ def slice_automaton(
     state = np.full(num_states, -1, np.int64)
     number = np.cumsum(alone) - 1
     single_arcs = np.flatnonzero(alone[node])
-    single = _Plan(number[node[single_arcs]], int(alone.sum()), every, not alone.any())
+    single = Plan(number[node[single_arcs]], int(alone.sum()), every, not alone.any())
     state[node_state[alone]] = single.place
     number_multi = np.cumsum(~alone) - 1
     multi_arcs = np.flatnonzero(~alone[node])
-    multi = _Plan(number_multi[node[multi_arcs]], int((~alone).sum()), every, False)
+    multi = Plan(number_multi[node[multi_arcs]], int((~alone).sum()), every, False)
     many = np.flatnonzero(nodes_of > 1)
     row_of = np.zeros(num_states, np.int64)
     row_of[many] = np.arange(len(many))
-    merge = _Plan(row_of[node_state[~alone]], len(many), every, False)
+    merge = Plan(row_of[node_state[~alone]], len(many), every, False)
     state[many] = single.size + merge.place
     idle = np.flatnonzero(nodes_of == 0)
     state[idle] = single.size + merge.size + np.arange(len(idle))
-    num_idle = _rounded(len(idle) + 1)
+    num_idle = rounded(len(idle) + 1)
     num_places = single.size + merge.size + num_idle
     place = np.zeros(len(keys), np.int64)
     place[alone] = single.place
@@ -348,8 +198,8 @@ def slice_automaton(
     num_nodes = single.size + multi.size
 
     inner_source = state[source[inner]]
-    leaving = _Plan(source[inner], num_states, every)
-    labels = _Plan(node_label, len(used), every, not len(used))
+    leaving = Plan(source[inner], num_states, every)
+    labels = Plan(node_label, len(used), every, not len(used))
     node_slot = np.zeros(num_nodes, np.int32)
     node_slot[place] = labels.place[node_label]
     node_leaving = np.zeros(num_nodes, np.int32)
@@ -357,18 +207,18 @@ def slice_automaton(
     slot_label = np.full(labels.size, -1, np.int32)
     slot_label[labels.place] = used
 
-    exits = _Plan(source[closing], num_states, every, depth=_ONCE)
+    exits = Plan(source[closing], num_states, every, depth=ONCE)
     number_closing = np.arange(len(closing))
     unused = int(exits.blocks[0][2]) - 1  # degree 0 has a row to spare
     exit_state = np.full(num_places, unused, np.int32)
     exit_state[state] = exits.place
     exit_leaving = np.full(leaving.size, unused, np.int32)
     exit_leaving[leaving.place] = exits.place
-    last = _Plan(slot[closing], len(used), every, depth=_ONCE)
+    last = Plan(slot[closing], len(used), every, depth=ONCE)
     last_slot = np.full(labels.size, int(last.blocks[0][2]) - 1, np.int32)
     last_slot[labels.place] = last.place
 
-    end_entries = _Plan(end, len(end_states), every, depth=_ONCE)
+    end_entries = Plan(end, len(end_states), every, depth=ONCE)
 
     cell = np.empty(len(inner), np.int64)
     cell[single_arcs], behind = single.cells(0)
@@ -382,14 +232,14 @@ def slice_automaton(
     start_leaving = np.zeros(len(start_states), np.int32)
     start_leaving[starts] = leaving.place[start_states[starts]]
     first, second = _joined(start_states[starts], end_states[ends], num_states)
-    empty = np.full((_rounded(len(first)), 2), -1, np.int32)
+    empty = np.full((rounded(len(first)), 2), -1, np.int32)
     empty[: len(first)] = np.stack([starts[first], ends[second]], axis=1)
 
     entered = np.argsort(state[target[inner]], kind="stable")
     entries = inner[entered]
     count = np.bincount(state[target[inner]], minlength=num_places)
-    room = _rounded(max(len(inner), 64 * every))
-    num_closing = _rounded(len(closing))
+    room = rounded(max(len(inner), 64 * every))
+    num_closing = rounded(len(closing))
     return Sliced(
         single=single.fill(inner_source[single_arcs], inner[single_arcs]),
         multi=multi.fill(
@@ -425,5 +275,5 @@ def slice_automaton(
         enter_arc=_padded(entries, room),
         enter_source=_padded(inner_source[entered], room),
         enter_slot=_padded(labels.place[slot[entries]], room),
-        enter_span=np.arange(_rounded(int(count.max(initial=1))), dtype=np.int32),
+        enter_span=np.arange(rounded(int(count.max(initial=1))), dtype=np.int32),
     )

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_sprint.automata._sliced import Slice, Sliced, Table
+from jax_sprint.automata._sliced import Sliced
+from jax_sprint.automata._slices import Slice, Table
 from jax_sprint.kernels._semirings import Value
 from jax_sprint.kernels._shared_recursion import (
     Forward,

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from jax_sprint.automata._sliced import Slice, Table
+from jax_sprint.automata._slices import Slice, Table
 from jax_sprint.kernels._semirings import LOG, SCALED, Semiring, Value
 
 __all__ = [
