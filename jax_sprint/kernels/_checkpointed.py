@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_sprint.kernels._graph import collect, entering, leaving, turn
+from jax_sprint.kernels._graph import collect, entering, leaving
 from jax_sprint.kernels._occupancy import ending, finished, starting, visits
 from jax_sprint.kernels._partition import Summary, change_of, loss_of, summary
 from jax_sprint.kernels._recursion import BLOCK, Closing, close, counting, steps, total_of
@@ -124,7 +124,7 @@ def _summary(
     ahead, back = entering(SCALED, graph, links.arcs), leaving(SCALED, graph, links.arcs)
     endings = ending(SCALED, alpha, closing, links, graph, whole)
     there = SCALED.value(_row(time_axis, log_posteriors, problem, closing.next_to_last))
-    gamma = turn(graph, SCALED.times(closing.before, there))
+    gamma = SCALED.times(closing.before, there)
 
     def block(carry: tuple, part: tuple[_Frames, Value]) -> tuple[tuple, Array]:
         gamma, arc, at_end = carry
@@ -133,10 +133,8 @@ def _summary(
         emission = SCALED.value(scores)
         real, first = frames.parts.real, frames.first
         _, alphas = steps(SCALED, ahead, before, counting(real, closing.last - first), emission)
-        backwards = tuple(array[::-1] for array in turn(graph, emission))
-        counts = counting(real, closing.next_to_last - first)[::-1]
-        gamma, gammas = steps(SCALED, back, gamma, counts, backwards)
-        gammas = turn(graph, tuple(array[::-1] for array in gammas))
+        counts = counting(real, closing.next_to_last - first)
+        gamma, gammas = steps(SCALED, back, gamma, counts, emission, reverse=True)
         found = visits(
             SCALED,
             alphas,
@@ -167,7 +165,7 @@ def _summary(
     beta = collect(SCALED, gamma, back)
     beta = tuple(
         jnp.where(closing.next_to_last[:, None] >= 0, b, c)
-        for b, c in zip(turn(graph, beta), closing.before, strict=True)
+        for b, c in zip(beta, closing.before, strict=True)
     )
     start = starting(SCALED, closing, beta, whole)
     end, last = finished(closing, endings, start, at_end)

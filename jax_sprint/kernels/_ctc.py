@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_sprint.kernels._graph import Graph, Links
+from jax_sprint.kernels._graph import Graph, Links, apart
 from jax_sprint.kernels._inputs import at_least_one_frame
 from jax_sprint.kernels._partition import partition
 from jax_sprint.kernels._scores import Layout, Problem
@@ -86,7 +86,7 @@ def _run(
     kept = label_paddings == 0
     lengths = jnp.sum(kept.astype(jnp.int32), axis=1)
     broken = jnp.any(kept & ((labels < 0) | (labels >= num_labels)), axis=1)
-    graph, layout = _tables(labels, lengths, blank.astype(jnp.int32))
+    graph, layout = jax.tree_util.tree_map(apart, _tables(labels, lengths, blank.astype(jnp.int32)))
     # Each path takes one label per frame, so the softmax's normaliser comes out of the sum.  The
     # peak is taken out first: it is exact, and a logit of 90 would leave few digits to a loss of 1.
     peak = jax.lax.stop_gradient(jnp.max(logits, axis=2, initial=-jnp.inf)).astype(dtype)

@@ -19,6 +19,7 @@ __all__ = [
     "Last",
     "Links",
     "Side",
+    "apart",
     "at_frame",
     "at_index",
     "both",
@@ -72,7 +73,18 @@ class Side(NamedTuple):
     """One direction of the recursion: how a node finds the nodes whose values it collects."""
 
     weights: Value  # of [B, K, N]
-    nodes: Array | None  # [B, K, N], or None in a band: slot d is the node d places before
+    nodes: Array | None  # [B, K, N], or None in a band
+    behind: bool = False  # in a band: slot d is the node d places before, or else behind
+
+
+def apart(array: Array) -> Array:
+    """The same array, not to be fused into what uses it.
+
+    XLA on CPU fuses cheap operations into their consumers even where these broadcast them: what is
+    computed for [B, N] would be computed anew in every frame.  It does not fuse gathers.
+    """
+    rows = lax.iota(jnp.int32, array.shape[0])
+    return array.at[rows].get(mode="clip")
 
 
 def flat_shape(array: Array) -> tuple[int, int]:
@@ -95,12 +107,13 @@ def _neighbours(value: Value, side: Side, slot: int) -> Value:
             for array in value
         )
     slots, nodes = side.weights[0].shape[1:]
-    start = slots - 1 - slot
+    start = slot if side.behind else slots - 1 - slot
     return tuple(lax.slice_in_dim(array, start, start + nodes, axis=1) for array in value)
 
 
-def widen(semiring: Semiring, value: Value, axis: int, low: int) -> Value:
-    config = [(low if place == axis else 0, 0, 0) for place in range(value[0].ndim)]
+def widen(semiring: Semiring, value: Value, axis: int, low: int, high: int = 0) -> Value:
+    """Adds zeros before and behind the nodes."""
+    config = [(low, high, 0) if place == axis else (0, 0, 0) for place in range(value[0].ndim)]
     return tuple(
         lax.pad(array, jnp.asarray(zero, array.dtype), config)
         for array, zero in zip(value, semiring.zero, strict=True)
@@ -120,7 +133,8 @@ def collect(semiring: Semiring, value: Value, side: Side) -> Value:
         )
         return semiring.plus_over(semiring.times(picked, side.weights), 1)
     if side.nodes is None:
-        value = widen(semiring, value, 1, slots - 1)
+        more = (0, slots - 1) if side.behind else (slots - 1, 0)
+        value = widen(semiring, value, 1, *more)
     return semiring.plus(
         [
             semiring.times(
@@ -137,7 +151,7 @@ def entering(semiring: Semiring, graph: Graph, arcs: Array) -> Side:
 
 
 def leaving(semiring: Semiring, graph: Graph, arcs: Array) -> Side:
-    """The backward direction; in a band over the nodes in reverse order."""
+    """The backward direction."""
     if graph.in_node is not None:
         return Side(semiring.value(at_index(arcs, graph.out_arc)), graph.out_node)
     scores = at_index(arcs, graph.in_arc)
@@ -147,27 +161,29 @@ def leaving(semiring: Semiring, graph: Graph, arcs: Array) -> Side:
     for slot in range(slots):
         by = min(slot, nodes)
         moved.append(lax.pad(scores[:, slot], none, [(0, 0, 0), (-by, by, 0)]))
-    return Side(semiring.value(jnp.stack(moved, axis=1)[:, :, ::-1]), None)
+    return Side(semiring.value(jnp.stack(moved, axis=1)), None, behind=True)
 
 
 def turn(graph: Graph, value: Value) -> Value:
-    """Nodes in the order of the backward direction, and back."""
+    """In a band, the nodes in reverse order, so that what was behind comes before."""
     return value if graph.in_node is not None else tuple(a[..., ::-1] for a in value)
 
 
 def both(semiring: Semiring, ahead: Side, back: Side) -> Side:
-    """The two directions as one batch."""
+    """The two directions as one batch, in a band the second one over `turn`ed nodes."""
     slots = max(ahead.weights[0].shape[1], back.weights[0].shape[1])
 
     def fill(array: Array, value: float | int) -> Array:
         none = jnp.asarray(value, array.dtype)
         return lax.pad(array, none, [(0, 0, 0), (0, slots - array.shape[1], 0), (0, 0, 0)])
 
+    if ahead.nodes is None:
+        back = Side(tuple(array[:, :, ::-1] for array in back.weights), None)
     weights = tuple(
         jnp.concatenate([fill(a, zero), fill(b, zero)])
         for a, b, zero in zip(ahead.weights, back.weights, semiring.zero, strict=True)
     )
-    if ahead.nodes is None:
+    if ahead.nodes is None or back.nodes is None:
         return Side(weights, None)
     return Side(weights, jnp.concatenate([fill(ahead.nodes, 0), fill(back.nodes, 0)]))
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_sprint.kernels._graph import Graph, Links, at_frame, collect, entering, nothing_but
+from jax_sprint.kernels._graph import Graph, Links, apart, at_frame, collect, entering, nothing_but
 from jax_sprint.kernels._recursion import Closing, arc_flows, close, sweep
 from jax_sprint.kernels._semirings import LOG, SCALED, Semiring, Value
 
@@ -59,7 +59,7 @@ def ending(
     if closing.arcs is not None:
         taken = semiring.tidy(semiring.times(_column(alpha), closing.arcs))
         last = semiring.ratio(taken, _column(_column(whole)))
-    return Ending(semiring.ratio(node, _column(whole)), last)
+    return Ending(apart(semiring.ratio(node, _column(whole))), last)
 
 
 class Visits(NamedTuple):

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jax_sprint.kernels._graph import at_frame, at_index
+from jax_sprint.kernels._graph import apart, at_frame, at_index
 from jax_sprint.kernels._occupancy import Occupancy, occupancy
 from jax_sprint.kernels._recursion import close, forward
 from jax_sprint.kernels._scores import Problem, by_label, clean, node_scores
@@ -82,7 +82,7 @@ def solve(time_axis: int, log_posteriors: Array, problem: Problem) -> tuple[Arra
     links, bad = clean(problem.links)
     counts = occupancy(scores.node, scores.last, links, problem.graph, problem.real)
     loss = loss_of(counts.log_total, scores.bad | bad | problem.broken)
-    return loss, only(counts, jnp.isfinite(loss))
+    return loss, only(counts, apart(jnp.isfinite(loss)))
 
 
 def only(counts: Occupancy, valid: Array) -> Occupancy:

@@ -1,4 +1,4 @@
-"""The two recursions over a batch of node graphs, in any semiring, as one sweep.
+"""The two recursions over a batch of node graphs, in any semiring.
 
 With s_t(v) the score of node v in frame t and w(u, v) that of the arc from u to v,
 
@@ -6,12 +6,11 @@ With s_t(v) the score of node v in frame t and w(u, v) that of the arc from u to
     gamma_t(u) = s_t(u) * sum_v w(u, v) * gamma_{t+1}(v)      gamma = emission * beta
 
 (L. R. Rabiner, A tutorial on hidden Markov models, 1989, III.A, with the emissions on nodes, and on
-both sides of the frame).  They have one form.  So `sweep` runs them both at once, as one batch of
-2 B: the backward half sees the frames, and in a band also the nodes, in reverse.  On a CPU this
-halves the number of small steps, on a GPU that of the kernels that are launched.
+both sides of the frame).  They have one form.  So `sweep` can run them both at once, as one batch
+of 2 B: the backward half sees the frames, and in a band also the nodes, in reverse.
 
-All arrays are time-major.  A step consists of a few elementwise fusions over [2 B, N]: nothing of
-the size of the arcs is ever kept per frame, and nothing is scattered.
+All arrays are time-major.  A step consists of a few elementwise fusions over [B, N]: nothing of the
+size of the arcs is ever kept per frame, and nothing is scattered.
 
 The last frame of each sequence is no part of the sweep.  Its arcs may lead into end states that
 nothing leaves (`Graph.last`), and it is computed once, in `close`.
@@ -30,6 +29,7 @@ from jax_sprint.kernels._graph import (
     Graph,
     Links,
     Side,
+    apart,
     at_frame,
     at_index,
     both,
@@ -47,6 +47,7 @@ __all__ = [
     "Closing",
     "alphas_of",
     "arc_flows",
+    "at_once",
     "close",
     "counting",
     "forward",
@@ -124,9 +125,9 @@ def close(
     end = semiring.value(zero + at_index(links.ends, graph.end))
     some = (last >= 0)[:, None]
     emitted = semiring.times(end, semiring.value(last_row))
-    emitted = nothing_but(semiring, some, emitted)
+    emitted = tuple(map(apart, nothing_but(semiring, some, emitted)))
     side = leaving(semiring, graph, links.arcs)
-    before = turn(graph, collect(semiring, turn(graph, emitted), side))
+    before = collect(semiring, emitted, side)
     arcs = None
     if graph.last is not None:
         into = at_index(links.ends, jnp.where(graph.last.arc >= 0, graph.last.end, -1))
@@ -139,9 +140,17 @@ def close(
 
 
 def steps(
-    semiring: Semiring, side: Side, first: Value, counts: Array, emission: Value
+    semiring: Semiring,
+    side: Side,
+    first: Value,
+    counts: Array,
+    emission: Value,
+    reverse: bool = False,
 ) -> tuple[Value, Value]:
-    """x_t = emission_t * collect(x_{t-1}) where the frame counts; the last x, and all [T, B, N]."""
+    """x_t = emission_t * collect(x_{t-1}) where the frame counts; the last x, and all [T, B, N].
+
+    With `reverse` from the last frame to the first.
+    """
     frames = counts.shape[0]
     # A symbolic number of frames (`jax.export`) cannot be divided into blocks.
     size = BLOCK if isinstance(frames, int) else 1
@@ -156,12 +165,12 @@ def steps(
         return x, x
 
     def block(x: Value, frames: Any) -> tuple[Value, Value]:
-        return lax.scan(step, semiring.tidy(x), frames)
+        return lax.scan(step, semiring.tidy(x), frames, reverse=reverse)
 
     blocks = jax.tree_util.tree_map(
         lambda a: a.reshape(a.shape[0] // size, size, *a.shape[1:]), (counts, emission)
     )
-    x, xs = lax.scan(block, first, blocks)
+    x, xs = lax.scan(block, first, blocks, reverse=reverse)
     return semiring.tidy(x), tuple(a.reshape(frames + more, *a.shape[2:])[:frames] for a in xs)
 
 
@@ -173,7 +182,7 @@ def counting(real: Array, until: Array) -> Array:
 def total_of(semiring: Semiring, alpha: Value, closing: Closing) -> Value:
     """Sum over all paths [B], `alpha` being that of the frame before the last."""
     end = _where(closing.last >= 0, closing.before, closing.end)
-    return semiring.tidy(semiring.plus_over(semiring.times(alpha, end), 1))
+    return tuple(map(apart, semiring.tidy(semiring.plus_over(semiring.times(alpha, end), 1))))
 
 
 def forward(
@@ -224,27 +233,43 @@ def sweep(
     """
     ahead, back = entering(semiring, graph, links.arcs), leaving(semiring, graph, links.arcs)
     emission = semiring.value(scores)
-    # The frame before the last is the backward half's first value; it emits by itself.
+    # The frame before the last is the backward recursion's first value; it emits by itself.
     there = semiring.value(at_frame(scores, closing.next_to_last))
-    first = turn(graph, semiring.times(closing.before, there))
-    turned = turn(graph, emission)
-    counts = jnp.concatenate(
-        [counting(real, closing.last), counting(real, closing.next_to_last)[::-1]], axis=1
-    )
-    last, values = steps(
-        semiring,
-        both(semiring, ahead, back),
-        tuple(jnp.concatenate(pair) for pair in zip(closing.start, first, strict=True)),
-        counts,
-        tuple(jnp.concatenate([a, b[::-1]], axis=1) for a, b in zip(emission, turned, strict=True)),
-    )
-    batch = scores.shape[1]
-    alpha = tuple(array[:batch] for array in last)
-    beta = collect(semiring, tuple(array[batch:] for array in last), back)
-    beta = _where(closing.next_to_last >= 0, turn(graph, beta), closing.before)
-    alphas = tuple(array[:, :batch] for array in values)
-    gammas = turn(graph, tuple(array[::-1, batch:] for array in values))
+    first = semiring.times(closing.before, there)
+    counts = counting(real, closing.last)
+    back_counts = counting(real, closing.next_to_last)
+    if at_once():
+        batch = scores.shape[1]
+        last, values = steps(
+            semiring,
+            both(semiring, ahead, back),
+            _stack(closing.start, turn(graph, first), 0),
+            jnp.concatenate([counts, back_counts[::-1]], axis=1),
+            _stack(emission, tuple(array[::-1] for array in turn(graph, emission)), 1),
+        )
+        alpha = tuple(array[:batch] for array in last)
+        gamma = turn(graph, tuple(array[batch:] for array in last))
+        alphas = tuple(array[:, :batch] for array in values)
+        gammas = turn(graph, tuple(array[::-1, batch:] for array in values))
+    else:
+        alpha, alphas = steps(semiring, ahead, closing.start, counts, emission)
+        gamma, gammas = steps(semiring, back, first, back_counts, emission, reverse=True)
+    beta = collect(semiring, gamma, back)
+    beta = _where(closing.next_to_last >= 0, beta, closing.before)
     return total_of(semiring, alpha, closing), alphas, gammas, alpha, beta
+
+
+def at_once() -> bool:
+    """Whether `sweep` runs both recursions as one batch.
+
+    That halves the number of steps, which is what counts where each launches kernels.  On a CPU
+    the second copy of the emissions costs more than the steps do.
+    """
+    return jax.default_backend() != "cpu"
+
+
+def _stack(a: Value, b: Value, axis: int) -> Value:
+    return tuple(jnp.concatenate(pair, axis=axis) for pair in zip(a, b, strict=True))
 
 
 def arc_flows(

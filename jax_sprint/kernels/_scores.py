@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from jax_sprint.kernels._graph import Graph, Links, at_index, flat_shape
+from jax_sprint.kernels._graph import Graph, Links, apart, at_index, flat_shape
 
 __all__ = [
     "FrameParts",
@@ -130,14 +130,14 @@ def frame_scores(
         problem: the rest.
     """
     layout = problem.layout
-    index = jnp.clip(layout.label, 0, max(log_posteriors.shape[2] - 1, 0))
+    index = apart(jnp.clip(layout.label, 0, max(log_posteriors.shape[2] - 1, 0)))
     # The index is given in full: XLA's gather then runs over the frames one after the other.
     frames = log_posteriors.shape[:2]
     index = jnp.broadcast_to(jnp.expand_dims(index, time_axis), (*frames, index.shape[1]))
     raw = jnp.take_along_axis(log_posteriors, index, axis=2, mode="promise_in_bounds")
     if time_axis == 1:
         raw = jnp.swapaxes(raw, 0, 1)
-    bias = _bias_of(layout.slot, problem)
+    bias = apart(_bias_of(layout.slot, problem))
     shift, offset = (part if part is None else part[:, :, None] for part in parts[1:])
     score = _scaled(raw.astype(bias.dtype), bias[None], shift, offset, problem)
     score = jnp.where(layout.label[None] >= 0, score, -jnp.inf)
