@@ -68,6 +68,10 @@ def write(stem: Path, figures: dict[str, Any]) -> None:
         picture(stem.with_suffix(".png"), figures)
 
 
+def children(entry: dict[str, Any]) -> str:
+    return "1 child" if entry["children"] == 1 else f"{entry['children']} children"
+
+
 def targets(figures: dict[str, Any]) -> list[str]:
     """What was wanted, and what was measured."""
     rows = []
@@ -89,7 +93,7 @@ def targets(figures: dict[str, Any]) -> list[str]:
                 row(f"{shape}, {count}: faster than RETURNN's pool", ">= 5", value, value >= 5, 1)
     for entry in figures.get("queue", []):
         value = float(np.median(entry["times"])) / entry["ideal"]
-        what = f"{entry['pace']}, {entry['children']} children: of the ideal"
+        what = f"{entry['pace']}, {children(entry)}: of the ideal"
         row(what, "<= 1.10", value, value <= 1.1)
     for entry in figures.get("start", []):
         value = ratio(entry["8"], entry["1"])
@@ -97,7 +101,7 @@ def targets(figures: dict[str, Any]) -> list[str]:
     for entry in figures.get("automata", []):
         if entry["protocol"] == "version 2":
             value = 1e6 * float(np.median(entry["times"]))
-            what = f"automata, {entry['children']} children: us per segment"
+            what = f"automata, {children(entry)}: us per segment"
             row(what, "<= 150", value, value <= 150, 0)
     return ["## What was wanted", "", *table(["what", "wanted", "measured", "reached"], rows)]
 
