@@ -209,21 +209,21 @@ def slice_automaton(
 
     exits = Plan(source[closing], num_states, every, depth=ONCE)
     number_closing = np.arange(len(closing))
-    unused = int(exits.blocks[0][2]) - 1  # degree 0 has a row to spare
+    unused = int(exits.blocks[0][1]) - 1  # degree 0 has a row to spare
     exit_state = np.full(num_places, unused, np.int32)
     exit_state[state] = exits.place
     exit_leaving = np.full(leaving.size, unused, np.int32)
     exit_leaving[leaving.place] = exits.place
     last = Plan(slot[closing], len(used), every, depth=ONCE)
-    last_slot = np.full(labels.size, int(last.blocks[0][2]) - 1, np.int32)
+    last_slot = np.full(labels.size, int(last.blocks[0][1]) - 1, np.int32)
     last_slot[labels.place] = last.place
 
     end_entries = Plan(end, len(end_states), every, depth=ONCE)
 
     cell = np.empty(len(inner), np.int64)
-    cell[single_arcs], behind = single.cells(0)
-    cell[multi_arcs], behind = multi.cells(behind)
-    arc_cell = np.full(len(edge_from), behind, np.int32)
+    cell[single_arcs] = single.cell
+    cell[multi_arcs] = single.cells + multi.cell
+    arc_cell = np.full(len(edge_from), single.cells + multi.cells, np.int32)
     arc_cell[inner] = cell
     arc_closing = _entries(closing, len(edge_from))
 

@@ -82,28 +82,33 @@ class Plan:
     ) -> None:
         """`row` [M] is the row of each entry, `count` the number of rows.
 
-        With `every` all slices are made, also those without any row; with `idle` those of degree
-        0 have at least one row, which is zero.
+        With `every` all slices are made, also those without any row; with `idle` there is at least
+        one row of degree 0 to spare, after the others.
         """
         level = min(depth, len(_WIDTHS) - 1)
         widths = _WIDTHS[level] if widths is None else widths
-        self.row = row
         degree = np.bincount(row, minlength=count)
-        self.rank = ranks(row, count)
-        self.widths = np.array([0, *widths])
-        self.kind = np.searchsorted(self.widths, degree)
+        rank = ranks(row, count)
+        bounds = np.array([0, *widths])
+        kind = np.searchsorted(bounds, degree)
         top = widths[-1]
         deep = np.flatnonzero(degree > top)
         self.place = np.zeros(count, np.int64)
-        self.blocks: list[tuple[int, int, int, np.ndarray]] = []  # kind, begin, size, rows
-        begin = 0
-        for kind in range(len(self.widths)):
-            rows = np.flatnonzero(self.kind == kind)
-            if len(rows) or every or (kind == 0 and idle):
-                size = rounded(len(rows) + (kind == 0))
-                self.blocks.append((kind, begin, size, rows))
+        self.blocks: list[tuple[int, int, np.ndarray]] = []  # width, size, rows
+        # Cells of a block go column after column: first + rank * size + place in the block.
+        sizes, firsts = np.zeros(len(bounds) + 1, np.int64), np.zeros(len(bounds) + 1, np.int64)
+        begin = cells = 0
+        for this, width in enumerate((0, *widths)):
+            rows = np.flatnonzero(kind == this)
+            if len(rows) or every or (this == 0 and idle):
+                size = rounded(len(rows) + (this == 0))
+                self.blocks.append((width, size, rows))
                 self.place[rows] = begin + np.arange(len(rows))
+                sizes[this], firsts[this] = size, cells - begin
                 begin += size
+                cells += width * size
+        entry_kind = kind[row]
+        self.cell = firsts[entry_kind] + rank * sizes[entry_kind] + self.place[row]
         self.pieces: Plan | None = None
         self.deep: Plan | None = None
         if len(deep):
@@ -111,35 +116,29 @@ class Plan:
             number[deep] = np.arange(len(deep))
             parts = -(-degree[deep] // top)
             first = np.cumsum(parts) - parts
-            self.mine = np.flatnonzero(self.kind[row] == len(self.widths))
-            piece = first[number[row[self.mine]]] + self.rank[self.mine] // top
+            mine = np.flatnonzero(entry_kind == len(bounds))
+            piece = first[number[row[mine]]] + rank[mine] // top
             self.pieces = Plan(piece, int(parts.sum()), False, False, depth, _PIECES[level])
+            self.cell[mine] = cells + self.pieces.cell
+            cells += self.pieces.cells
             self.piece_row = np.repeat(deep, parts)
             owner = np.repeat(np.arange(len(deep)), parts)
             self.deep = Plan(owner, len(deep), False, False, depth + 1)
             self.place[deep] = begin + self.deep.place
             begin += self.deep.size
         self.size: int = begin
+        self.cells: int = cells
+        """Number of cells of all blocks, those of the pieces behind the others."""
 
-    def slices(
-        self, source: np.ndarray, arc: np.ndarray | None, target: np.ndarray
-    ) -> tuple[Slice, ...]:
+    def _cut(self, flat: list[np.ndarray], first: int, target: np.ndarray) -> tuple[Slice, ...]:
+        """The blocks' slices from the cells of `flat`, one array or two, from `first` on."""
         slices = []
-        for kind, begin, size, rows in self.blocks:
-            mine = np.flatnonzero(self.kind[self.row] == kind)
-            width = int(self.widths[kind])
-            cell = self.rank[mine] * size + self.place[self.row[mine]] - begin
-            tables: list[Any] = []
-            for values in (source, arc):
-                if values is None:
-                    tables.append(None)
-                    continue
-                table = np.full(width * size, -1, np.int32)
-                table[cell] = values[mine]
-                tables.append(table.reshape(width, size))
+        for width, size, rows in self.blocks:
+            tables = [cells[first : first + width * size].reshape(width, size) for cells in flat]
+            first += width * size
             targets = np.zeros(size, np.int32)
             targets[: len(rows)] = target[rows]
-            slices.append(Slice(tables[0], tables[1], targets))
+            slices.append(Slice(tables[0], tables[1] if len(tables) > 1 else None, targets))
         return tuple(slices)
 
     def fill(
@@ -148,22 +147,14 @@ class Plan:
         """The table whose entries have these sources [M] and weights [M]; `target` is by row."""
         if target is None:
             target = self.place
-        whole = self.slices(source, arc, target)
+        flat = []
+        for values in (source, arc):
+            if values is not None:
+                cells = np.full(self.cells, -1, np.int32)
+                cells[self.cell] = values
+                flat.append(cells)
+        slices = self._cut(flat, 0, target)
         if self.pieces is None or self.deep is None:
-            return Table(whole, (), None)
-        mine = self.mine
-        pieces = self.pieces.slices(
-            source[mine], None if arc is None else arc[mine], target[self.piece_row]
-        )
-        return Table(whole, pieces, self.deep.fill(self.pieces.place))
-
-    def cells(self, first: int) -> tuple[np.ndarray, int]:
-        """Place [M] of each entry if the slices, then the pieces, are laid out one by one."""
-        cell = np.zeros(len(self.row), np.int64)
-        for kind, begin, size, _ in self.blocks:
-            mine = np.flatnonzero(self.kind[self.row] == kind)
-            cell[mine] = first + self.rank[mine] * size + self.place[self.row[mine]] - begin
-            first += int(self.widths[kind]) * size
-        if self.pieces is not None:
-            cell[self.mine], first = self.pieces.cells(first)
-        return cell, first
+            return Table(slices, (), None)
+        pieces = self.pieces._cut(flat, self.cells - self.pieces.cells, target[self.piece_row])
+        return Table(slices, pieces, self.deep.fill(self.pieces.place))
