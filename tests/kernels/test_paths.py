@@ -111,7 +111,7 @@ def all_paths(case: Case, b: int, scores: np.ndarray, tdp_scale: float = 1.0) ->
     return done
 
 
-CASES = [(seed, form, dead) for seed in range(3) for form in ("band", "tables") for dead in (0, 1)]
+CASES = [(seed, form, dead) for seed in range(2) for form in ("band", "tables") for dead in (0, 1)]
 X = np.random.default_rng(7).normal(size=(FRAMES, len(LENGTHS), LABELS)).astype(np.float32)
 
 
