@@ -1,6 +1,6 @@
 """Measures what fetching automata in the background costs the demo's training, in paired runs.
 
-    python benchmarks/prefetch.py [--data DIR] [--rounds 5] [--out DIR]
+    python benchmarks/prefetch.py [--data DIR] [--rounds 5] [--demo-rounds 3] [--out DIR]
 
 Two things, each in rounds in which the contenders take turns on the same batches:
 
@@ -11,7 +11,8 @@ Two things, each in rounds in which the contenders take turns on the same batche
   automata of before, with prefetched ones from Sprints that were not asked yet, and from such that
   were.
 
-The tables hold medians over the rounds.  Writes prefetch.md and prefetch.png.
+Where other programs use the machine, waits and processor times say more than times of steps.  The
+tables hold medians over the rounds.  Needs psutil.  Writes prefetch.md and prefetch.png.
 """
 
 from __future__ import annotations
@@ -215,8 +216,28 @@ def measure_demo(training: Training, rounds: int) -> dict[str, dict[str, np.ndar
     }
 
 
-def measure(training: Training, rounds: int) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Step times and waits [2, rounds, steps] in ms, and what Sprint was asked, by lane."""
+def processor_seconds() -> np.ndarray:
+    """Processor time of this process and of its children, [2]."""
+    import psutil
+
+    own = psutil.Process()
+    children = 0.0
+    for child in own.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            children += sum(child.cpu_times()[:2])
+    return np.array([time.process_time(), children])
+
+
+def measure(
+    training: Training, rounds: int
+) -> tuple[dict[str, np.ndarray], dict[str, int], dict[str, np.ndarray]]:
+    """What an epoch costs, by lane.
+
+    Returns:
+        Step times and waits [2, rounds, steps] in ms; what Sprint was asked; processor time of the
+        trainer and of the Sprints [rounds, 2] in ms per step.
+    """
+    work_done: dict[str, list[np.ndarray]] = {lane: [] for lane in LANES}
     times: dict[str, list[tuple[list[float], list[float]]]] = {lane: [] for lane in LANES}
     asked: dict[str, int] = {}
     for number in range(rounds):
@@ -232,7 +253,10 @@ def measure(training: Training, rounds: int) -> tuple[dict[str, np.ndarray], dic
             for lane in LANES[turn:] + LANES[:turn]:
                 supervised, pool = work[lane]
                 before = pool.stats()["requests"]
+                spent = processor_seconds()
                 times[lane].append(training.epoch(supervised))
+                spent = processor_seconds() - spent
+                work_done[lane].append(1e3 * spent / len(training.batches))
                 asked[lane] = int(pool.stats()["requests"] - before)
         print(
             f"round {number + 1} of {rounds}: "
@@ -240,7 +264,11 @@ def measure(training: Training, rounds: int) -> tuple[dict[str, np.ndarray], dic
             + " ms/step",
             flush=True,
         )
-    return {lane: np.array(values).swapaxes(0, 1) for lane, values in times.items()}, asked
+    return (
+        {lane: np.array(values).swapaxes(0, 1) for lane, values in times.items()},
+        asked,
+        {lane: np.array(values) for lane, values in work_done.items()},
+    )
 
 
 def _ratios(measured: np.ndarray, base: np.ndarray) -> str:
@@ -260,6 +288,7 @@ def report(
     demo: dict[str, dict[str, np.ndarray]],
     times: dict[str, np.ndarray],
     asked: dict[str, int],
+    spent: dict[str, np.ndarray],
     load: float,
 ) -> str:
     import jax
@@ -299,12 +328,13 @@ def report(
         f"Epochs of {steps} steps without compilation, {rounds} rounds.",
         "",
         "| automata | median | mean | median ratio | mean ratio | waited, mean | "
-        "requests to Sprint per epoch |",
-        "|---|---|---|---|---|---|---|",
+        "requests to Sprint per epoch | processor time per step: trainer | Sprints |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for lane in LANES:
         ratios = _ratios(times[lane], times["precomputed"])
-        lines.append(f"| {lane} | {ratios} | {asked[lane]} |")
+        own, sprints = np.median(spent[lane], axis=0)
+        lines.append(f"| {lane} | {ratios} | {asked[lane]} | {own:.1f} | {sprints:.1f} |")
     text = "\n".join(lines) + "\n"
     out.mkdir(parents=True, exist_ok=True)
     (out / "prefetch.md").write_text(text)
@@ -334,14 +364,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="recordings; default: synthetic speech")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--demo-rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "results")
     options = parser.parse_args()
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         training = Training(options.data, Path(folder))
-        demo = measure_demo(training, options.rounds)
-        times, asked = measure(training, options.rounds)
-    print(report(options.out, training, demo, times, asked, load))
+        demo = measure_demo(training, options.demo_rounds)
+        times, asked, spent = measure(training, options.rounds)
+    print(report(options.out, training, demo, times, asked, spent, load))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ __all__ = [
     "spec_augment",
 ]
 
-FRAME_WORTH = 100
+FRAME_WORTH = 50
 """How many nodes of an automaton cost as much, in a frame, as the model does.
 
 About 700 on two cores of a CPU.  On an accelerator the recursions over the automata weigh more than
