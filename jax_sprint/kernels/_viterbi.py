@@ -24,6 +24,7 @@ from jax_sprint.kernels._shared_viterbi import shared_viterbi
 __all__ = ["viterbi"]
 
 Array = Any
+_Best = tuple[Array, ...]  # [B, N]: the two parts of the score, and the edge that entered
 
 
 def _add(high: Array, low: Array, score: Array) -> tuple[Array, Array]:
@@ -36,18 +37,27 @@ def _add(high: Array, low: Array, score: Array) -> tuple[Array, Array]:
     return top, jnp.where(top == -jnp.inf, 0.0, error - (top - whole))
 
 
-def _best_first(high: Array, low: Array, key: Array) -> tuple[Array, Array, Array]:
-    """The largest of the scores [B, K, N] over K; of equal ones that with the smallest key.
+def _best_first(
+    high: Array, low: Array, edge: Array, came: Array, source: Array
+) -> tuple[Array, Array, Array, Array]:
+    """The largest of the scores [B, K, N] over K: its two parts, its edge and its source.
 
-    Reductions, not a chain of comparisons: some versions of XLA fuse such a chain into one kernel
-    in which the work doubles with every link.
+    Of equal ones that with the first edge, and of those that leave one state by one edge the one
+    whose source was entered (`came`) by the first edge.  Reductions, not a chain of comparisons:
+    some versions of XLA fuse such a chain into one kernel in which the work doubles with every
+    link.
     """
+    most = jnp.iinfo(jnp.int32).max
     top = jnp.max(high, axis=1, keepdims=True)
     low = jnp.where(high == top, low, -jnp.inf)
     top_low = jnp.max(low, axis=1, keepdims=True)
     # Where `high` is smaller `low` is -inf by now, and `top_low` is not: the top's is finite.
-    key = jnp.where(low == top_low, key, jnp.iinfo(key.dtype).max)
-    return top[:, 0], top_low[:, 0], jnp.min(key, axis=1)
+    best = low == top_low
+    for key in (edge, came):
+        key = jnp.where(best, key, most)
+        best = best & (key == jnp.min(key, axis=1, keepdims=True))
+    edge = jnp.min(jnp.where(best, edge, most), axis=1)
+    return top[:, 0], top_low[:, 0], edge, jnp.min(jnp.where(best, source, most), axis=1)
 
 
 def _solve(time_axis: int, log_posteriors: Array, problem: Problem) -> tuple[Array, Array]:
@@ -62,55 +72,58 @@ def _solve(time_axis: int, log_posteriors: Array, problem: Problem) -> tuple[Arr
     source = graph.in_node
     if source is None:
         source = jnp.maximum(node - lax.broadcasted_iota(jnp.int32, (slots, 1), 0), 0)[None]
-    # Ties go to the edge that comes first in the edge list, then to the first node.
-    keys = graph.in_arc * nodes + jnp.broadcast_to(source, graph.in_arc.shape)
+    source = jnp.broadcast_to(source, graph.in_arc.shape)
 
-    def enter(best: tuple[Array, Array]) -> tuple[Array, Array, Array]:
-        before, error = (
+    def enter(best: _Best) -> tuple[Array, Array, Array, Array]:
+        before, error, came = (
             jnp.stack([predecessors(part, graph, slot, absent) for slot in range(slots)], axis=1)
-            for part, absent in zip(best, (-jnp.inf, 0.0), strict=True)
+            for part, absent in zip(best, (-jnp.inf, 0.0, -1), strict=True)
         )
-        return _best_first(*_add(before, error, weights), keys)
+        return _best_first(*_add(before, error, weights), graph.in_arc, came, source)
 
-    def step(best: tuple[Array, Array], frame: tuple[Array, Array]) -> tuple:
+    def step(best: _Best, frame: tuple[Array, Array]) -> tuple[_Best, Array]:
         counts, emission = frame
-        high, low, key = enter(best)
-        high, low = _add(high, low, emission)
+        high, low, edge, previous = enter(best)
+        found = (*_add(high, low, emission), edge)
         counts = counts[:, None]
-        best = jnp.where(counts, high, best[0]), jnp.where(counts, low, best[1])
-        return best, jnp.maximum(key, 0) % nodes
+        best = tuple(jnp.where(counts, new, old) for new, old in zip(found, best, strict=True))
+        return best, jnp.clip(previous, 0, nodes - 1)
 
     frame = lax.broadcasted_iota(jnp.int32, real.shape, 0)
     last = jnp.max(jnp.where(real, frame, -1), axis=0)
     inner = real & (frame < last[None])
-    start = zero + at_index(links.starts, graph.start), zero
+    nowhere = jnp.where(zero == 0, -1, 0)
+    start = zero + at_index(links.starts, graph.start), zero, nowhere
     end = at_index(links.ends, graph.end)
-    best: tuple[Array, Array]
+    best: _Best
     back: Array
     best, back = lax.scan(step, start, (inner, scores.node))
 
     # All ways to take the last frame, by the edge: into nodes, and into what nothing leaves.
-    high, low, key = enter(best)
+    high, low, edge, previous = enter(best)
     high, low = _add(*_add(high, low, at_frame(scores.node, last)), end)
-    ways = [(high[:, None], low[:, None], key[:, None], layout.label[:, None])]
+    # One edge enters one node: what it came from is settled.
+    one = [high, low, edge, jnp.zeros_like(edge), previous, layout.label]
+    ways = [[part[:, None] for part in one]]
     if graph.last is not None:
         arc = graph.last.arc
         score = at_index(links.arcs, arc)
         into = at_index(links.ends, jnp.where(arc >= 0, graph.last.end, -1))
-        high, low = (jnp.broadcast_to(part[:, None], arc.shape) for part in best)
-        high, low = _add(high, low, score)
-        high, low = _add(*_add(high, low, into), scores.last)
-        ways.append((high, low, arc * nodes + node[None], last_label(problem)))
-    high, low, key, label = (
-        jnp.concatenate([way[part].reshape(flat_shape(way[part])) for way in ways], axis=1)
-        for part in range(4)
+        high, low, came = (jnp.broadcast_to(part[:, None], arc.shape) for part in best)
+        high, low = _add(*_add(high, low, score), into)
+        high, low = _add(high, low, scores.last)
+        here = jnp.broadcast_to(node[None], arc.shape)
+        ways.append([high, low, arc, came, here, last_label(problem)])
+    high, low, edge, came, previous, label = (
+        jnp.concatenate([way[part].reshape(flat_shape(way[part])) for way in ways], axis=1)[
+            ..., None
+        ]
+        for part in range(6)
     )
-    top, error, chosen = (
-        part[:, 0] for part in _best_first(high[..., None], low[..., None], key[..., None])
-    )
-    # Several ways may share the key: an edge stands for one label.
-    final_label = jnp.max(jnp.where(key == chosen[:, None], label, -1), axis=1)
-    at = jnp.maximum(chosen, 0) % nodes
+    top, error, chosen, at = (part[:, 0] for part in _best_first(high, low, edge, came, previous))
+    at = jnp.clip(at, 0, nodes - 1)
+    # All arcs of an edge have its label.
+    final_label = jnp.max(jnp.where(edge[..., 0] == chosen[:, None], label[..., 0], -1), axis=1)
     empty = jnp.max(start[0] + end, axis=1)
     score = jnp.where(last >= 0, top + jnp.where(top == -jnp.inf, 0.0, error), empty)
 

@@ -88,6 +88,22 @@ def test_ties_go_to_the_first_edge_whatever_the_packing() -> None:
             assert alignment[:, 0].tolist() == [first, 2]
 
 
+@pytest.mark.parametrize("end", [2, 3])
+def test_ties_between_the_labels_of_one_state(end: int) -> None:
+    """One edge leaves a state that two edges with different labels enter; `end` may have a loop."""
+    for first, second in ((0, 1), (1, 0)):
+        edges = np.array([[0, 0, 1, 2], [1, 1, 2, end], [first, second, 2, 2], [0, 0, 0, 0]])
+        edges = edges[:, : 4 if end == 2 else 3].astype(np.uint32)
+        ends = np.array([[0], [2]], np.uint32)
+        x = np.zeros((3, 1, 3), np.float32)
+        batch = Automata.from_edges(edges, np.zeros(edges.shape[1], np.float32), ends)
+        for automata in (batch, batch.shared()):
+            for length in range(2, 4 if end == 2 else 3):
+                alignment, score = viterbi(x, np.array([length]), automata)
+                assert score[0] == 0
+                assert alignment[:length, 0].tolist() == [first] + [2] * (length - 1)
+
+
 def test_batch_major_bad_values_and_no_gradient() -> None:
     rng = np.random.default_rng(2)
     automata = oracles.hmm_like(rng, 3, 1, 4)
