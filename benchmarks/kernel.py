@@ -125,6 +125,7 @@ def measure_times(name: str, options: argparse.Namespace, versions: dict[str, st
 
 def measure_memory(only: list[str]) -> list[dict]:
     cases: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in only]
+    cases += [(name, {"checkpoint": True}) for name in only if name.startswith(("long", "denom"))]
     rows = []
     for name, more in cases:
         try:

@@ -63,8 +63,7 @@ def compiled(function: Callable, *arguments: Any, is_loss: bool = True) -> Conte
 def automata_of(work: kernel_workloads.Workload) -> Any:
     from jax_sprint import Automata
 
-    automata = Automata.from_edges(*work[2:5], num_labels=work.logits.shape[2])
-    return automata.shared() if work.shared else automata
+    return Automata.from_edges(*work[2:5], num_labels=work.logits.shape[2], shared=work.shared)
 
 
 def packing(work: kernel_workloads.Workload, rounds: int) -> list[float]:
