@@ -37,8 +37,9 @@ def once():
     return seconds
 once()
 print(json.dumps(0.0), file=replies, flush=True)
+repeats = int(sys.argv[5])
 for line in sys.stdin:
-    print(json.dumps(once()), file=replies, flush=True)
+    print(json.dumps(sum(once() for _ in range(repeats)) / repeats), file=replies, flush=True)
 """
 
 
@@ -50,10 +51,16 @@ class Ancestor:
         child: the script that plays Sprint.
         posteriors: [T, B, L] float32.
         children: how many.
+        repeats: batches in a row per turn.
     """
 
     def __init__(
-        self, given: argparse.Namespace, child: Path, posteriors: np.ndarray, children: int
+        self,
+        given: argparse.Namespace,
+        child: Path,
+        posteriors: np.ndarray,
+        children: int,
+        repeats: int,
     ) -> None:
         self._folder = tempfile.TemporaryDirectory()
         folder = Path(self._folder.name)
@@ -71,6 +78,7 @@ class Ancestor:
                 str(executable),
                 str(folder / "posteriors.npy"),
                 str(children),
+                str(repeats),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -81,7 +89,7 @@ class Ancestor:
         self._answer()
 
     def run(self) -> float:
-        """Seconds of one batch."""
+        """Seconds of one batch, the mean of some in a row."""
         assert self._driver.stdin is not None
         self._driver.stdin.write("\n")
         self._driver.stdin.flush()
