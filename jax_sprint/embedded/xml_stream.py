@@ -119,6 +119,14 @@ def parse_xml(path: str, handler: XmlHandler, what: str) -> None:
         raise handler.error(
             f"{path} line {problem.lineno}: malformed XML in the {what} file: {message}"
         ) from None
+    except (LookupError, ValueError) as problem:
+        # expat's, for an encoding that nobody knows; those of a handler are not ours to explain.
+        if "encoding" not in str(problem) or isinstance(problem, handler.error):
+            raise
+        raise handler.error(
+            f"{path} line 1: the {what} file cannot be decoded ({problem}); declare the encoding "
+            "that it has, UTF-8 as a rule"
+        ) from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as problem:
         raise handler.error(
             f"the {what} file {path!r} is a broken gzip archive: {problem}"

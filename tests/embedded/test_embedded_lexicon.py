@@ -173,3 +173,11 @@ def test_the_garbage_collector_is_left_as_it_was(tmp_path):
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("encoding", ["tf-8", "utf-7", "shift_jis"])
+def test_an_encoding_that_cannot_be_read(tmp_path, encoding):
+    path = tmp_path / "lexicon.xml"
+    path.write_text(f'<?xml version="1.0" encoding="{encoding}"?>\n<lexicon></lexicon>\n')
+    with pytest.raises(LexiconError, match=r"lexicon.xml line 1: .* cannot be decoded .*UTF-8"):
+        Lexicon.load(str(path))

@@ -188,6 +188,7 @@ PATTERNS = ["uniform", "extremes", "drift", "one label"]
 SPANS = st.sampled_from([30.0, 88.0, 104.0, 300.0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [way for way in WAYS if "tables" not in way])
 @given(
     seed=st.integers(0, 10**6), lengths=st.tuples(*[st.integers(1, 24)] * len(PATTERNS)), span=SPANS

@@ -115,6 +115,7 @@ CASES = [(seed, form, dead) for seed in range(2) for form in ("band", "tables") 
 X = np.random.default_rng(7).normal(size=(FRAMES, len(LENGTHS), LABELS)).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seed", "form", "dead"), CASES)
 def test_starts_ends_and_occupancies(seed: int, form: str, dead: int) -> None:
     case = make(seed, form, bool(dead))

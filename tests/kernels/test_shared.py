@@ -168,6 +168,7 @@ def small(graph: oracles.EdgeList, form: str, batch: int) -> Automata:
     return dataclasses.replace(shared, sliced=sliced, slot_label=sliced.slot_label)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_against_all_paths(form: str) -> None:
     rng = np.random.default_rng(1)
@@ -423,6 +424,7 @@ def test_derivatives_in_float64() -> None:
         check_grads(loss, arguments, order=1, modes=["fwd"], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_hessian_vector_products_agree_with_copies() -> None:
     rng = np.random.default_rng(6)
     graph, lengths = hub(rng, 6), np.array([6, 4])

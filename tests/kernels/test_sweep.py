@@ -12,6 +12,7 @@ from jax_sprint.kernels import _inputs, _occupancy, _recursion, _scores
 from jax_sprint.kernels._semirings import LOG, SCALED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["band", "tables"])
 @pytest.mark.parametrize("semiring", [SCALED, LOG], ids=["scaled", "log"])
 def test_both_forms_agree(form: str, semiring, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ def inputs() -> tuple[np.ndarray, np.ndarray]:
     return rng.normal(size=(50, 5, L)).astype(np.float32), rng.normal(size=L).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["band", "tables"])
 @pytest.mark.parametrize("time_major", [True, False])
 def test_same_values_and_gradients(form: str, time_major: bool) -> None:
