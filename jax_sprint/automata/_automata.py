@@ -33,18 +33,7 @@ _LEAVES = (
     "start_weights",
     "end_states",
     "end_weights",
-    "node_label",
-    "node_start",
-    "node_end",
-    "node_slot",
-    "slot_label",
-    "in_arc",
-    "in_node",
-    "out_arc",
-    "out_node",
-    "last_arc",
-    "last_end",
-    "last_slot",
+    *NODE_LEAVES,
     "sliced",
 )
 
@@ -65,8 +54,8 @@ class Automata:
 
     Attributes:
         weights: [B, E] float32, cost of each edge in nats (-log), in the order in which
-            `from_edges` got the edges of that sequence; 0 on padding, where it is ignored.  The one
-            leaf that is learnt, if any: see `with_weights`.
+            `from_edges` got the edges of that sequence; 0 on padding, where it is ignored.  May be
+            learnt: see `with_weights`.
         edge_from, edge_to: [B, E] int32, states numbered within the sequence; 0 on padding.
         edge_emission: [B, E] int32, label that the edge emits; 0 on padding.
         edge_position: [B, E] int32, column of the edge in the list given; -1 on padding.

@@ -5,7 +5,8 @@
     some path has a finite score                        finite  True    exact
     no path: the graph allows none of that length,
       or -inf scores or +inf weights forbid all         +inf    False   exactly 0
-    length 0, the start state is the end state          0       True    exactly 0
+    length 0, a start state is an end state             their   True    exact: 0, but for the
+      (without costs of starting and ending: 0)         costs           starts and ends
     length 0 otherwise; an automaton without edges      +inf    False   exactly 0
     NaN or +inf in a valid frame, at any label          NaN     False   exactly 0
     NaN in a scale, a prior or a weight in use          NaN     False   exactly 0
@@ -13,8 +14,9 @@
     (the same, concrete)                                ValueError
     anything at all in padding frames                   ignored         exactly 0 there
 
-A sequence never touches another one.  Scores below about -3e6 nats per frame, and paths below
--9e7 in all, count as impossible.
+`full_sum_loss(infeasible=...)` may turn the +inf into 0 or an error, never what is valid or the
+gradient.  A sequence never touches another one.  Scores below about -3e6 nats per frame, and paths
+below -9e7 in all, count as impossible.
 
 First derivatives are formed by hand from the occupancies (forward-backward); they are the tangent
 rule of a `custom_jvp`, linear in the tangents, so JAX turns them round for reverse mode.  The

@@ -21,7 +21,7 @@ from jax_sprint.kernels._shared_counts import Counts, counts
 from jax_sprint.kernels._shared_recursion import Scores, log_total
 from jax_sprint.kernels._shared_sums import LOGS, PAIRS
 
-__all__ = ["SharedProblem", "is_shared", "prepare_shared", "shared_partition", "shared_solve"]
+__all__ = ["SharedProblem", "prepare_shared", "shared_partition", "shared_solve"]
 
 Array = Any
 
@@ -37,11 +37,6 @@ class SharedProblem(NamedTuple):
     tables: Sliced
     lengths: Array  # [B] int32, in 0..T
     broken: Array  # [B] bool, sequences whose loss is NaN whatever else holds
-
-
-def is_shared(automata: Automata) -> bool:
-    """Whether the automaton has the tables of one that a batch shares."""
-    return automata.sliced is not None
 
 
 def prepare_shared(

@@ -77,11 +77,11 @@ def full_sum_loss(
                             - tdp_scale   * weight of the edge
 
     (and - tdp_scale * weight of the start and of the end state, where these have weights), and the
-    loss is minus the log-sum-exp over all of them.  Differentiable, also twice, in forward
-    and reverse mode, with respect to `log_posteriors`, `automata.weights`, `log_prior` and the
-    scales; the gradient with respect to `log_posteriors` treats all entries as independent, so
-    it is -am_scale times the posterior probability of the label in that frame.  Works under jit,
-    vmap, scan, remat and shard_map, and is deterministic.
+    loss is minus the log-sum-exp over all of them.  Differentiable, also twice, in forward and
+    reverse mode, with respect to `log_posteriors`, the automata's weights (of edges, starts and
+    ends), `log_prior` and the scales; the gradient with respect to `log_posteriors` treats all
+    entries as independent, so it is -am_scale times the posterior probability of the label in that
+    frame.  Works under jit, vmap, scan, remat, shard_map and `jax.export`, and is deterministic.
 
     Args:
         log_posteriors: [T, B, L] float, natural-log probabilities (or any scores in nats; nothing
