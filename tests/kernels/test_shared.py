@@ -13,12 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from jax.sharding import AxisType
-from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
 from jax_sprint import Automata, forward_backward, full_sum_loss, viterbi
-from jax_sprint.automata._sliced import Sliced, slice_automaton
+from jax_sprint.automata._sliced import slice_automaton
 
 FORMS = ["copies", "shared"]
 INF = np.float32(np.inf)
@@ -272,15 +270,6 @@ def test_several_weighted_start_and_end_states(form: str) -> None:
     np.testing.assert_allclose(ends, finals, atol=1e-5)
 
 
-def chain() -> oracles.EdgeList:
-    """0 -a-> 1 -b-> 2 with a loop on 1."""
-    return oracles.EdgeList(
-        np.array([[0, 1, 1], [1, 1, 2], [0, 1, 2], [0, 0, 0]], np.uint32),
-        np.zeros(3, np.float32),
-        np.array([[0], [2]], np.uint32),
-    )
-
-
 @jax.jit
 def pulled(x, lengths, automata):
     """Loss, valid and gradient, with a cotangent of inf for what is invalid."""
@@ -294,7 +283,7 @@ def pulled(x, lengths, automata):
 def test_a_bad_sequence_leaves_its_neighbours_alone(form: str) -> None:
     rng = np.random.default_rng(3)
     clean, whole = rng.normal(size=(6, 3, 3)).astype(np.float32), np.array([4, 4, 4])
-    automata = packed(chain(), form, 3, num_labels=3)
+    automata = packed(oracles.chain(), form, 3, num_labels=3)
     wanted, _, pull = pulled(clean, whole, automata)
     cases = {
         "one frame is too short": (INF, lambda x, n: n.__setitem__(1, 1)),
@@ -327,7 +316,7 @@ def test_a_bad_sequence_leaves_its_neighbours_alone(form: str) -> None:
 
 def test_bad_values_that_all_sequences_share() -> None:
     x, lengths = np.zeros((4, 2, 3), np.float32), np.array([4, 3])
-    automata = packed(chain(), "shared", 2, num_labels=3)
+    automata = packed(oracles.chain(), "shared", 2, num_labels=3)
     for weight, loss in ((np.nan, np.nan), (-np.inf, np.nan), (np.inf, np.inf)):
         weights = np.zeros(automata.weights.shape, np.float32)
         weights[1 if np.isfinite(weight) else 2] = weight
@@ -335,7 +324,7 @@ def test_bad_values_that_all_sequences_share() -> None:
         np.testing.assert_array_equal(got, [loss, loss])
         assert not valid.any()
         assert not np.asarray(gradient).any()
-    graph = chain()
+    graph = oracles.chain()
     graph.edges[2, 1] = 3
     unchecked = packed(graph, "shared", 2)
     assert np.isnan(pulled(x, lengths, unchecked)[0]).all()
@@ -345,7 +334,7 @@ def test_bad_values_that_all_sequences_share() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_empty_batches_frames_and_automata(form: str) -> None:
-    automata = packed(chain(), form, 2, num_labels=3)
+    automata = packed(oracles.chain(), form, 2, num_labels=3)
     loss, posteriors = forward_backward(np.zeros((0, 2, 3), np.float32), np.zeros(2, int), automata)
     assert loss.tolist() == [np.inf, np.inf]
     assert posteriors.shape == (0, 2, 3)
@@ -498,118 +487,3 @@ def test_checkpointing_changes_memory_alone() -> None:
         run.memory_analysis().temp_size_in_bytes * sign for run, sign in ((whole, 1), (parts, -1))
     )
     assert saved > (23 - 2 * 6) * states * 3 * 8 / 2
-
-
-GRAPH = chain()
-AUTOMATA = packed(GRAPH, "shared", 4, num_labels=3)
-X = np.random.default_rng(8).normal(size=(9, 4, 3)).astype(np.float32)
-LENGTHS = np.array([9, 4, 7, 2])
-
-
-def objective(x, weights, lengths=LENGTHS):
-    return full_sum_loss(x, lengths, AUTOMATA.with_weights(weights)).sum()
-
-
-@pytest.fixture(scope="module")
-def plain():
-    return jax.jit(jax.value_and_grad(objective, (0, 1)))(X, AUTOMATA.weights)
-
-
-def close(got, wanted) -> None:
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), got, wanted)
-
-
-def test_vmap_scan_remat_and_forward_mode(plain) -> None:
-    both = jnp.stack([jnp.asarray(X), 2 * jnp.asarray(X)])
-    mapped = jax.vmap(jax.value_and_grad(objective, (0, 1)), in_axes=(0, None))
-    close(jax.tree.map(lambda a: a[0], jax.jit(mapped)(both, AUTOMATA.weights)), plain)
-
-    @jax.jit
-    def twice(x, weights):
-        def body(carry, scale):
-            return carry + jax.checkpoint(objective)(scale * x, weights), None
-
-        return jax.lax.scan(body, jnp.zeros(()), jnp.ones(2))[0]
-
-    close(
-        jax.value_and_grad(twice, (0, 1))(X, AUTOMATA.weights),
-        jax.tree.map(lambda a: 2 * a, plain),
-    )
-    along = (X[::-1].copy(), np.ones(AUTOMATA.weights.shape, np.float32))
-    _, change = jax.jit(lambda *d: jax.jvp(objective, (X, AUTOMATA.weights), d))(*along)
-    expected = sum((g * d).sum() for g, d in zip(plain[1], along, strict=True))
-    np.testing.assert_allclose(change, expected, rtol=1e-4)
-
-
-@pytest.mark.parametrize("check_vma", [True, False])
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-def test_shard_map_with_learnable_weights(plain, check_vma: bool, axis_type: AxisType) -> None:
-    """Each device sums over its sequences; the gradient of the shared weights over all."""
-    mesh = jax.make_mesh((4,), ("batch",), axis_types=(axis_type,))
-
-    def local(x, weights, lengths):
-        return jax.lax.psum(objective(x, weights, lengths), "batch")
-
-    specs = (P(None, "batch"), P(), P("batch"))
-    total = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=check_vma)
-    with jax.set_mesh(mesh):
-        arguments = [
-            jax.device_put(value, jax.NamedSharding(mesh, spec))
-            for value, spec in zip((X, AUTOMATA.weights, LENGTHS), specs, strict=True)
-        ]
-        close(jax.jit(jax.value_and_grad(total, (0, 1)))(*arguments), plain)
-
-
-def test_runs_are_bit_for_bit_the_same(plain) -> None:
-    run = jax.jit(jax.value_and_grad(objective, (0, 1)))
-    for _ in range(3):
-        again = run(X, AUTOMATA.weights)
-        same = jax.tree.map(
-            lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes(), again, plain
-        )
-        assert all(jax.tree.leaves(same))
-
-
-def entries(sliced: Sliced) -> dict[str, int]:
-    """Number of table entries per recursion, padding included."""
-
-    def count(table) -> int:
-        if table is None:
-            return 0
-        own = sum(part.source.size for part in (*table.slices, *table.pieces))
-        return own + count(table.deep)
-
-    return {name: count(getattr(sliced, name)) for name in ("single", "multi", "leaving")}
-
-
-def test_tables_are_linear_in_the_edges_and_edges_come_back() -> None:
-    """In-degrees from 1 to 500: the padded tables of a batch would hold 250 entries per edge."""
-    rng = np.random.default_rng(9)
-    degree = np.minimum(1 + rng.pareto(1.0, 2000).astype(int), 500)
-    target = np.repeat(np.arange(1, 2001), degree)
-    source = rng.integers(0, 2001, len(target))
-    edges = np.stack([source, target, target % 300, 0 * target]).astype(np.uint32)
-    weights = rng.random(len(target)).astype(np.float32)
-    ends = np.array([[0], [2000]], np.uint32)
-    automata = Automata.from_edges(edges, weights, ends, shared=True)
-    assert automata.in_arc is None
-    count = entries(automata.sliced)
-    assert count["multi"] == 0
-    assert count["single"] < 1.5 * len(target) + 500
-    assert count["leaving"] < 1.5 * len(target) + 500
-    for one, other in zip(automata.to_edges(), (edges, weights, ends), strict=True):
-        np.testing.assert_array_equal(one, other)
-    assert automata.shared() is automata
-    assert automata.batch_size == 1
-
-
-def test_shared_tables_of_a_batch_stay_where_they_are_small() -> None:
-    small = Automata.from_edges(*chain()).shared()
-    assert small.in_arc is not None
-    assert small.sliced is not None
-    graph = oracles.hmm_like(np.random.default_rng(0), 2, 1, 4)
-    with pytest.raises(ValueError, match="shared=True needs one automaton, got 2"):
-        Automata.from_edges(*graph, shared=True)
-    lean = packed(chain(), "shared", 1)
-    with pytest.raises(ValueError, match="padded tables of a batch"):
-        forward_backward(X[:, :1], LENGTHS[:1], lean, return_occupancies=True)

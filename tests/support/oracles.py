@@ -214,6 +214,15 @@ def hmm_like(
     return EdgeList(np.ascontiguousarray(table.T), weights, np.array(ends, np.uint32).T.copy())
 
 
+def chain() -> EdgeList:
+    """0 -a-> 1 -b-> 2 with a loop on 1."""
+    return EdgeList(
+        np.array([[0, 1, 1], [1, 1, 2], [0, 1, 2], [0, 0, 0]], np.uint32),
+        np.zeros(3, np.float32),
+        np.array([[0], [2]], np.uint32),
+    )
+
+
 def ctc_like(labels: np.ndarray, label_lengths: np.ndarray, blank: int = 0) -> EdgeList:
     """The CTC topology (Graves et al. 2006) with weight 0 everywhere, one end state added."""
     edges, ends, offset = [], [], 0
