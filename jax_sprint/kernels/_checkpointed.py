@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_sprint.kernels._graph import collect, entering, leaving
+from jax_sprint.kernels._graph import entering, leaving
 from jax_sprint.kernels._occupancy import ending, finished, starting, visits
 from jax_sprint.kernels._partition import Summary, change_of, loss_of, summary
 from jax_sprint.kernels._recursion import BLOCK, Closing, close, counting, steps, total_of
@@ -105,7 +105,7 @@ def _forward(
     def block(alpha: Value, part: _Frames) -> tuple[Value, Value]:
         scores = frame_scores(time_axis, part.log_posteriors, part.parts, problem)
         counts = counting(part.parts.real, closing.last - part.first)
-        after, _ = steps(SCALED, ahead, alpha, counts, SCALED.value(scores))
+        after, _ = steps(SCALED, ahead, True, alpha, counts, SCALED.value(scores), keep=False)
         return after, alpha
 
     alpha, before = lax.scan(block, SCALED.tidy(closing.start), frames)
@@ -123,23 +123,23 @@ def _summary(
     valid = jnp.isfinite(loss)
     ahead, back = entering(SCALED, graph, links.arcs), leaving(SCALED, graph, links.arcs)
     endings = ending(SCALED, alpha, closing, links, graph, whole)
-    there = SCALED.value(_row(time_axis, log_posteriors, problem, closing.next_to_last))
-    gamma = SCALED.times(closing.before, there)
 
     def block(carry: tuple, part: tuple[_Frames, Value]) -> tuple[tuple, Array]:
-        gamma, arc, at_end = carry
+        beta, arc, at_end = carry
         frames, before = part
         scores = frame_scores(time_axis, frames.log_posteriors, frames.parts, problem)
         emission = SCALED.value(scores)
         real, first = frames.parts.real, frames.first
-        _, alphas = steps(SCALED, ahead, before, counting(real, closing.last - first), emission)
-        counts = counting(real, closing.next_to_last - first)
-        gamma, gammas = steps(SCALED, back, gamma, counts, emission, reverse=True)
+        counts = counting(real, closing.last - first)
+        _, alphas = steps(SCALED, ahead, True, before, counts, emission)
+        beta, betas = steps(SCALED, back, False, beta, counts, emission)
+        assert alphas is not None
+        assert betas is not None
         found = visits(
             SCALED,
             alphas,
             before,
-            gammas,
+            betas,
             scores,
             real,
             first,
@@ -156,17 +156,12 @@ def _summary(
         labels = by_label(node, last, problem, num_labels, time_axis, first)
         if with_arcs:
             arc = arc + found.arc
-        return (gamma, arc, at_end + found.at_end), labels.astype(log_posteriors.dtype)
+        return (beta, arc, at_end + found.at_end), labels.astype(log_posteriors.dtype)
 
     zero = jnp.where(valid, jnp.zeros_like(loss), 0.0)[:, None]
     none = zero[:, :, None] + jnp.zeros(graph.in_arc.shape, zero.dtype)
-    start_of = (SCALED.tidy(gamma), none, zero)
-    (gamma, arc, at_end), labels = lax.scan(block, start_of, (frames, before), reverse=True)
-    beta = collect(SCALED, gamma, back)
-    beta = tuple(
-        jnp.where(closing.next_to_last[:, None] >= 0, b, c)
-        for b, c in zip(beta, closing.before, strict=True)
-    )
+    start_of = (SCALED.tidy(closing.before), none, zero)
+    (beta, arc, at_end), labels = lax.scan(block, start_of, (frames, before), reverse=True)
     start = starting(SCALED, closing, beta, whole)
     end, last = finished(closing, endings, start, at_end)
 

@@ -100,14 +100,19 @@ def at_index(scores: Array, index: Array) -> Array:
 
 
 def _neighbours(value: Value, side: Side, slot: int) -> Value:
-    """Values [B, N] of the nodes of a slot; in a band `value` is [B, D - 1 + N]."""
+    """Values [B, N] of the nodes of a slot; in a band `value` is what `_widened` gives."""
     if side.nodes is not None:
         return tuple(
             jnp.take_along_axis(array, side.nodes[:, slot], axis=1, mode="promise_in_bounds")
             for array in value
         )
-    slots, nodes = side.weights[0].shape[1:]
-    start = slot if side.behind else slots - 1 - slot
+    batch, slots, nodes = side.weights[0].shape
+    if side.behind:
+        size = batch * nodes
+        return tuple(
+            lax.slice_in_dim(array, slot, slot + size).reshape(batch, nodes) for array in value
+        )
+    start = slots - 1 - slot
     return tuple(lax.slice_in_dim(array, start, start + nodes, axis=1) for array in value)
 
 
@@ -118,6 +123,20 @@ def widen(semiring: Semiring, value: Value, axis: int, low: int, high: int = 0) 
         lax.pad(array, jnp.asarray(zero, array.dtype), config)
         for array, zero in zip(value, semiring.zero, strict=True)
     )
+
+
+def _widened(semiring: Semiring, value: Value, side: Side) -> Value:
+    """What the slots of a band are slices of: [B, D - 1 + N], or behind [B * N + D - 1].
+
+    XLA on CPU is quick to add columns at the left of each row, and slow at the right.  So all rows
+    become one there.  A sequence's last nodes then see the first ones of the next sequence, by arcs
+    of weight `Semiring.never`.
+    """
+    batch, slots, nodes = side.weights[0].shape
+    if not side.behind:
+        return widen(semiring, value, 1, slots - 1)
+    flat = tuple(array.reshape(batch * nodes) for array in value)
+    return widen(semiring, flat, 0, 0, slots - 1)
 
 
 def collect(semiring: Semiring, value: Value, side: Side) -> Value:
@@ -133,8 +152,7 @@ def collect(semiring: Semiring, value: Value, side: Side) -> Value:
         )
         return semiring.plus_over(semiring.times(picked, side.weights), 1)
     if side.nodes is None:
-        more = (0, slots - 1) if side.behind else (slots - 1, 0)
-        value = widen(semiring, value, 1, *more)
+        value = _widened(semiring, value, side)
     return semiring.plus(
         [
             semiring.times(
@@ -161,7 +179,14 @@ def leaving(semiring: Semiring, graph: Graph, arcs: Array) -> Side:
     for slot in range(slots):
         by = min(slot, nodes)
         moved.append(lax.pad(scores[:, slot], none, [(0, 0, 0), (-by, by, 0)]))
-    return Side(semiring.value(jnp.stack(moved, axis=1)), None, behind=True)
+    scores = jnp.stack(moved, axis=1)
+    slot = lax.broadcasted_iota(jnp.int32, (1, slots, nodes), 1)
+    inside = slot + lax.broadcasted_iota(jnp.int32, (1, slots, nodes), 2) < nodes
+    weights = tuple(
+        jnp.where(inside, part, jnp.asarray(never, part.dtype))
+        for part, never in zip(semiring.value(scores), semiring.never, strict=True)
+    )
+    return Side(weights, None, behind=True)
 
 
 def turn(graph: Graph, value: Value) -> Value:

@@ -74,7 +74,7 @@ def visits(
     semiring: Semiring,
     alphas: Value,
     before: Value,
-    gammas: Value,
+    betas: Value,
     scores: Array,
     real: Array,
     first_frame: Array | int,
@@ -90,7 +90,7 @@ def visits(
         semiring: what to compute in.
         alphas: [C, B, N].
         before: [B, N], alpha in the frame before the first.
-        gammas: [C, B, N].
+        betas: [C, B, N].
         scores: [C, B, N], log-scores of the nodes.
         real: [C, B] bool, the frames that count.
         first_frame: number of the first frame.
@@ -108,9 +108,9 @@ def visits(
     total = tuple(part[None, :, None] for part in whole)
     # Before any exp, not after: what is not counted may be anything, and 0 * inf is no gradient.
     counts = real[:, :, None] & (frame < closing.last[None, :, None])
-    gammas = nothing_but(semiring, counts, gammas)
-    inner = semiring.over(semiring.times(alphas, gammas), semiring.value(scores))
-    node = jnp.where(at_last, endings.node[None], semiring.ratio(inner, total))
+    betas = nothing_but(semiring, counts, betas)
+    inner = semiring.ratio(semiring.times(alphas, betas), total)
+    node = jnp.where(at_last, endings.node[None], inner)
     # Each frame's occupancies sum to one: this takes out what rounding the two recursions share.
     mass = jnp.sum(node, axis=2, keepdims=True)
     if endings.last is not None:
@@ -121,6 +121,7 @@ def visits(
         jnp.concatenate([first[None], rest[:-1]])
         for first, rest in zip(before, alphas, strict=True)
     )
+    gammas = semiring.times(betas, semiring.value(scores))
     targets = tuple(
         jnp.where(at_last, e[None], g) for e, g in zip(closing.emitted, gammas, strict=True)
     )
@@ -158,14 +159,14 @@ def _counts(
     real: Array,
 ) -> Occupancy:
     closing = close(semiring, partial(at_frame, scores), last_scores, links, graph, real)
-    whole, alphas, gammas, alpha, beta = sweep(semiring, scores, links, graph, real, closing)
+    whole, alphas, betas, alpha, beta = sweep(semiring, scores, links, graph, real, closing)
     endings = ending(semiring, alpha, closing, links, graph, whole)
     start = starting(semiring, closing, beta, whole)
     node, arc, at_end = visits(
         semiring,
         alphas,
         closing.start,
-        gammas,
+        betas,
         scores,
         real,
         0,

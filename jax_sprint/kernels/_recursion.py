@@ -3,14 +3,19 @@
 With s_t(v) the score of node v in frame t and w(u, v) that of the arc from u to v,
 
     alpha_t(v) = s_t(v) * sum_u alpha_{t-1}(u) * w(u, v)      alpha_{-1} given by the start states
-    gamma_t(u) = s_t(u) * sum_v w(u, v) * gamma_{t+1}(v)      gamma = emission * beta
+    beta_{t-1}(u) = sum_v w(u, v) * s_t(v) * beta_t(v)
 
-(L. R. Rabiner, A tutorial on hidden Markov models, 1989, III.A, with the emissions on nodes, and on
-both sides of the frame).  They have one form.  So `sweep` can run them both at once, as one batch
-of 2 B: the backward half sees the frames, and in a band also the nodes, in reverse.
+(L. R. Rabiner, A tutorial on hidden Markov models, 1989, III.A, with the emissions on nodes).  A
+step collects from the neighbours; the emission is multiplied in before that or after.  So `sweep`
+can run both at once, as one batch of 2 B: the backward half sees the frames, and in a band also the
+nodes, in reverse.
 
 All arrays are time-major.  A step consists of a few elementwise fusions over [B, N]: nothing of the
 size of the arcs is ever kept per frame, and nothing is scattered.
+
+What is kept of a frame takes the place of its emissions, which nobody needs afterwards: on a CPU
+the first touch of fresh memory costs as much as the arithmetic.  Where JAX differentiates the
+recursion (`Semiring.by_jax`), nothing may be overwritten, and it is a plain scan.
 
 The last frame of each sequence is no part of the sweep.  Its arcs may lead into end states that
 nothing leaves (`Graph.last`), and it is computed once, in `close`.
@@ -86,10 +91,9 @@ class Closing(NamedTuple):
     """The ends of the sequences, seen from the frames before; values are of [B, N]."""
 
     last: Array  # [B] int32 the last frame that counts, -1 where there is none
-    next_to_last: Array  # [B] int32 the one before, -1 where there is none
     start: Value  # alpha_{-1}
     end: Value  # beta in the last frame
-    emitted: Value  # gamma in the last frame
+    emitted: Value  # emission * beta in the last frame
     before: Value  # beta in the frame before
     arcs: Value | None  # of [B, J, N], the arcs of `Graph.last` with their emissions
 
@@ -118,7 +122,6 @@ def close(
     """
     frame = lax.broadcasted_iota(jnp.int32, real.shape, 0)
     last = jnp.max(jnp.where(real, frame, -1), axis=0)
-    next_to_last = jnp.max(jnp.where(real & (frame < last[None]), frame, -1), axis=0)
     last_row = row(last)
     zero = varying_zero(last_row, links, real)
     start = semiring.value(zero + at_index(links.starts, graph.start))
@@ -136,42 +139,138 @@ def close(
         arcs = nothing_but(semiring, some[:, None], arcs)
         before = semiring.plus([before, semiring.plus_over(arcs, 1)])
     before = semiring.tidy(before)
-    return Closing(last, next_to_last, start, end, emitted, before, arcs)
+    return Closing(last, start, end, emitted, before, arcs)
+
+
+def _entering(semiring: Semiring, ahead: Array | bool, x: Value, emission: Value) -> Value:
+    """What the neighbours collect: alpha of the frame before; or beta with the emission."""
+    if isinstance(ahead, bool):
+        return x if ahead else semiring.times(x, emission)
+    return _where(ahead, x, semiring.times(x, emission))
+
+
+def _entered(semiring: Semiring, ahead: Array | bool, x: Value, emission: Value) -> Value:
+    """What is collected, as alpha or beta."""
+    if isinstance(ahead, bool):
+        return semiring.times(x, emission) if ahead else x
+    return _where(ahead, semiring.times(x, emission), x)
+
+
+def _kept(ahead: Array | bool, before: Value, after: Value) -> Value:
+    """The frame's alpha, which the step gives; or its beta, with which the step began."""
+    if isinstance(ahead, bool):
+        return after if ahead else before
+    return _where(ahead, after, before)
 
 
 def steps(
     semiring: Semiring,
     side: Side,
+    ahead: Array | bool,
     first: Value,
     counts: Array,
     emission: Value,
-    reverse: bool = False,
-) -> tuple[Value, Value]:
-    """x_t = emission_t * collect(x_{t-1}) where the frame counts; the last x, and all [T, B, N].
+    keep: bool = True,
+) -> tuple[Value, Value | None]:
+    """One recursion, or both.
 
-    With `reverse` from the last frame to the first.
+    Args:
+        semiring: what to compute in.
+        side: where to collect from.
+        ahead: whether to go from the first frame to the last, or from the last to the first; or
+            [B] bool, whether a sequence is of the forward half of `both`.
+        first: of [B, N], the first x.
+        counts: [T, B] bool, the frames to take a step in.
+        emission: of [T, B, N].
+        keep: whether to keep alpha, or beta, of every frame.
+
+    Returns:
+        The last x; and what is kept, of [T, B, N], in frames that do not count the x before.
     """
-    frames = counts.shape[0]
-    # A symbolic number of frames (`jax.export`) cannot be divided into blocks.
-    size = BLOCK if isinstance(frames, int) else 1
-    more = -frames % size if size > 1 else 0
-    if more:
-        counts = jnp.pad(counts, ((0, more), (0, 0)))
-        emission = tuple(jnp.pad(array, ((0, more), (0, 0), (0, 0))) for array in emission)
+    run = _scan if semiring.by_jax else _overwrite
+    return run(semiring, side, ahead, first, counts, emission, keep)
 
-    def step(x: Value, frame: tuple[Array, Value]) -> tuple[Value, Value]:
+
+def _scan(
+    semiring: Semiring,
+    side: Side,
+    ahead: Array | bool,
+    first: Value,
+    counts: Array,
+    emission: Value,
+    keep: bool,
+) -> tuple[Value, Value | None]:
+    def step(x: Value, frame: tuple[Array, Value]) -> tuple[Value, Value | None]:
         now, emitted = frame
-        x = _where(now, semiring.times(collect(semiring, x, side), emitted), x)
-        return x, x
+        after = collect(semiring, _entering(semiring, ahead, x, emitted), side)
+        after = _where(now, semiring.tidy(_entered(semiring, ahead, after, emitted)), x)
+        return after, _kept(ahead, x, after) if keep else None
 
-    def block(x: Value, frames: Any) -> tuple[Value, Value]:
-        return lax.scan(step, semiring.tidy(x), frames, reverse=reverse)
+    return lax.scan(step, first, (counts, emission), reverse=ahead is False)
 
-    blocks = jax.tree_util.tree_map(
-        lambda a: a.reshape(a.shape[0] // size, size, *a.shape[1:]), (counts, emission)
-    )
-    x, xs = lax.scan(block, first, blocks, reverse=reverse)
-    return semiring.tidy(x), tuple(a.reshape(frames + more, *a.shape[2:])[:frames] for a in xs)
+
+def _overwrite(
+    semiring: Semiring,
+    side: Side,
+    ahead: Array | bool,
+    first: Value,
+    counts: Array,
+    emission: Value,
+    keep: bool,
+) -> tuple[Value, Value | None]:
+    frames = counts.shape[0]
+    size = min(BLOCK, frames) if isinstance(frames, int) else 1  # symbolic in `jax.export`
+    blocks = (frames + size - 1) // size
+    # Steps beyond the frames come first.  They change nothing, and what they keep is overwritten.
+    early = blocks * size - frames
+    # Over mesh axes the emissions may vary less than what takes their place.
+    kept = tuple(array + (part * 0)[None] for array, part in zip(emission, first, strict=True))
+
+    def frame(number: Array) -> Array:
+        return frames - 1 + early - number if ahead is False else number - early
+
+    def block(number: Array, carry: tuple[Value, Value | None]) -> tuple[Value, Value | None]:
+        x, kept = carry
+        begin = frame(number * size + (size - 1 if ahead is False else 0))
+        begin = jnp.clip(begin, 0, frames - size)
+        # Read as a whole, so that the loop within only writes: XLA copies what a loop both reads
+        # and overwrites, all frames of it, unless it can prove that the one comes before the other.
+        emissions = tuple(
+            lax.dynamic_slice_in_dim(array, begin, size, 0)
+            for array in (emission if kept is None else kept)
+        )
+
+        def emitted(t: Array) -> Value:
+            place = jnp.clip(t - begin, 0, size - 1)
+            return tuple(
+                lax.dynamic_index_in_dim(array, place, 0, keepdims=False) for array in emissions
+            )
+
+        def ready(x: Value, t: Array) -> Value | None:
+            # Made at the end of the step before: within a step XLA would multiply element by
+            # element while it pads, in `collect`.
+            return None if ahead is True else _entering(semiring, ahead, x, emitted(t))
+
+        def step(place: Array, carry: tuple) -> tuple:
+            x, entering, kept = carry
+            t = frame(number * size + place)
+            here = jnp.clip(t, 0, frames - 1)
+            now = lax.dynamic_index_in_dim(counts, here, 0, keepdims=False) & (here == t)
+            after = collect(semiring, x if entering is None else entering, side)
+            after = _where(now, _entered(semiring, ahead, after, emitted(t)), x)
+            if kept is not None:
+                kept = tuple(
+                    lax.dynamic_update_index_in_dim(array, value, here, 0)
+                    for array, value in zip(kept, _kept(ahead, x, after), strict=True)
+                )
+            return after, ready(after, frame(number * size + place + 1)), kept
+
+        x = semiring.tidy(x)
+        x, _, kept = lax.fori_loop(0, size, step, (x, ready(x, frame(number * size)), kept))
+        return x, kept
+
+    x, kept = lax.fori_loop(0, blocks, block, (first, kept if keep else None))
+    return semiring.tidy(x), kept
 
 
 def counting(real: Array, until: Array) -> Array:
@@ -200,7 +299,9 @@ def forward(
     """
     side = entering(semiring, graph, links.arcs)
     counts = counting(real, closing.last)
-    alpha, _ = steps(semiring, side, closing.start, counts, semiring.value(scores))
+    alpha, _ = steps(
+        semiring, side, True, closing.start, counts, semiring.value(scores), keep=False
+    )
     return total_of(semiring, alpha, closing)
 
 
@@ -215,7 +316,8 @@ def alphas_of(
     """
     side = entering(semiring, graph, links.arcs)
     counts = counting(real, closing.last)
-    alpha, alphas = steps(semiring, side, closing.start, counts, semiring.value(scores))
+    alpha, alphas = steps(semiring, side, True, closing.start, counts, semiring.value(scores))
+    assert alphas is not None
     emission = semiring.value(at_frame(scores, closing.last))
     final = semiring.tidy(semiring.times(collect(semiring, alpha, side), emission))
     return alphas, alpha, nothing_but(semiring, (closing.last >= 0)[:, None], final)
@@ -228,35 +330,33 @@ def sweep(
 
     Returns:
         The sum over all paths [B]; alpha [T, B, N], in frames that do not count that of the frame
-        before; gamma [T, B, N] = emission * beta, for the frames that count, the last excepted;
-        alpha [B, N] in the frame before the last; beta [B, N] before the first frame.
+        before; beta [T, B, N], for the frames that count, the last excepted; alpha [B, N] in the
+        frame before the last; beta [B, N] before the first frame.
     """
     ahead, back = entering(semiring, graph, links.arcs), leaving(semiring, graph, links.arcs)
     emission = semiring.value(scores)
-    # The frame before the last is the backward recursion's first value; it emits by itself.
-    there = semiring.value(at_frame(scores, closing.next_to_last))
-    first = semiring.times(closing.before, there)
     counts = counting(real, closing.last)
-    back_counts = counting(real, closing.next_to_last)
     if at_once():
         batch = scores.shape[1]
         last, values = steps(
             semiring,
             both(semiring, ahead, back),
-            _stack(closing.start, turn(graph, first), 0),
-            jnp.concatenate([counts, back_counts[::-1]], axis=1),
+            lax.iota(jnp.int32, 2 * batch) < batch,
+            _stack(closing.start, turn(graph, closing.before), 0),
+            jnp.concatenate([counts, counts[::-1]], axis=1),
             _stack(emission, tuple(array[::-1] for array in turn(graph, emission)), 1),
         )
+        assert values is not None
         alpha = tuple(array[:batch] for array in last)
-        gamma = turn(graph, tuple(array[batch:] for array in last))
+        beta = turn(graph, tuple(array[batch:] for array in last))
         alphas = tuple(array[:, :batch] for array in values)
-        gammas = turn(graph, tuple(array[::-1, batch:] for array in values))
+        betas = turn(graph, tuple(array[::-1, batch:] for array in values))
     else:
-        alpha, alphas = steps(semiring, ahead, closing.start, counts, emission)
-        gamma, gammas = steps(semiring, back, first, back_counts, emission, reverse=True)
-    beta = collect(semiring, gamma, back)
-    beta = _where(closing.next_to_last >= 0, beta, closing.before)
-    return total_of(semiring, alpha, closing), alphas, gammas, alpha, beta
+        alpha, alphas = steps(semiring, ahead, True, closing.start, counts, emission)
+        beta, betas = steps(semiring, back, False, closing.before, counts, emission)
+        assert alphas is not None
+        assert betas is not None
+    return total_of(semiring, alpha, closing), alphas, betas, alpha, beta
 
 
 def at_once() -> bool:

@@ -64,6 +64,8 @@ class Semiring(Protocol):
     """What the recursions ask of a semiring."""
 
     zero: tuple[float | int, ...]
+    never: tuple[float | int, ...]  # times anything is zero to any sum, however large the others
+    by_jax: bool  # whether JAX differentiates what is computed in it
 
     def value(self, scores: Array) -> Value: ...
 
@@ -86,6 +88,8 @@ class _Scaled:
     """Sums of products, each value with an exponent of its own."""
 
     zero: tuple[float | int, ...] = (0.0, FLOOR)
+    never: tuple[float | int, ...] = (0.0, 4 * FLOOR)
+    by_jax = False
 
     def value(self, scores: Array) -> Value:
         """exp(scores): `scores` are natural logarithms, -inf gives zero."""
@@ -100,9 +104,7 @@ class _Scaled:
         return a[0] * b[0], a[1] + b[1]
 
     def plus(self, terms: Sequence[Value]) -> Value:
-        if len(terms) == 1:
-            return terms[0]
-        top = terms[0][1]
+        top = jnp.maximum(terms[0][1], FLOOR)
         for _, exponent in terms[1:]:
             top = jnp.maximum(top, exponent)
         total = None
@@ -156,6 +158,8 @@ class _Log:
     """Log-scores; plus is logsumexp.  Differentiable, with zero derivatives at -inf."""
 
     zero: tuple[float | int, ...] = (-jnp.inf,)
+    never: tuple[float | int, ...] = (-jnp.inf,)
+    by_jax = True
 
     def value(self, scores: Array) -> Value:
         return (scores,)
