@@ -24,11 +24,14 @@ __all__ = [
     "at_index",
     "both",
     "collect",
+    "column",
     "entering",
     "flat_shape",
     "leaving",
     "nothing_but",
+    "per_sequence",
     "predecessors",
+    "sources",
     "turn",
     "widen",
 ]
@@ -92,6 +95,11 @@ def flat_shape(array: Array) -> tuple[int, int]:
     return array.shape[0], math.prod(array.shape[1:])
 
 
+def column(value: Value) -> Value:
+    """[B, 1, ...] of [B, ...]."""
+    return tuple(part[:, None] for part in value)
+
+
 def at_index(scores: Array, index: Array) -> Array:
     """Scores [B, E] at `index` [B, ...], -inf where that is negative."""
     flat = jnp.maximum(index, 0).reshape(flat_shape(index))
@@ -139,18 +147,27 @@ def _widened(semiring: Semiring, value: Value, side: Side) -> Value:
     return widen(semiring, flat, 0, 0, slots - 1)
 
 
+def sources(semiring: Semiring, value: Value, side: Side) -> Value:
+    """Values [B, K, N] of the nodes of all slots."""
+    batch, slots, nodes = side.weights[0].shape
+    if side.nodes is None:
+        value = _widened(semiring, value, side)
+        found = [_neighbours(value, side, slot) for slot in range(slots)]
+        return tuple(jnp.stack(arrays, axis=1) for arrays in zip(*found, strict=True))
+    flat = side.nodes.reshape(batch, slots * nodes)
+    return tuple(
+        jnp.take_along_axis(array, flat, axis=1, mode="promise_in_bounds").reshape(
+            batch, slots, nodes
+        )
+        for array in value
+    )
+
+
 def collect(semiring: Semiring, value: Value, side: Side) -> Value:
     """Sum over slots of value * weight: [B, N]."""
-    batch, slots, nodes = side.weights[0].shape
+    slots = side.weights[0].shape[1]
     if side.nodes is not None and slots > _UNROLLED:
-        flat = side.nodes.reshape(batch, slots * nodes)
-        picked = tuple(
-            jnp.take_along_axis(array, flat, axis=1, mode="promise_in_bounds").reshape(
-                batch, slots, nodes
-            )
-            for array in value
-        )
-        return semiring.plus_over(semiring.times(picked, side.weights), 1)
+        return semiring.plus_over(semiring.times(sources(semiring, value, side), side.weights), 1)
     if side.nodes is None:
         value = _widened(semiring, value, side)
     return semiring.plus(
@@ -227,6 +244,12 @@ def nothing_but(semiring: Semiring, condition: Array, value: Value) -> Value:
         jnp.where(condition, array, jnp.asarray(zero, array.dtype))
         for array, zero in zip(value, semiring.zero, strict=True)
     )
+
+
+def per_sequence(condition: Array, yes: Value, no: Value) -> Value:
+    """Sequence by sequence; `condition` is [B], the values are of [B] or [B, N]."""
+    condition = condition.reshape(condition.shape + (1,) * (yes[0].ndim - 1))
+    return tuple(jnp.where(condition, y, n) for y, n in zip(yes, no, strict=True))
 
 
 def at_frame(scores: Array, frame: Array) -> Array:

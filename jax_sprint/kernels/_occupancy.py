@@ -9,20 +9,22 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_sprint.kernels._graph import Graph, Links, apart, at_frame, collect, entering, nothing_but
-from jax_sprint.kernels._recursion import Closing, arc_flows, close, sweep
+from jax_sprint.kernels._backward import Visits, back
+from jax_sprint.kernels._closing import (
+    Closing,
+    Ending,
+    close,
+    ending,
+    finished,
+    normalizer,
+    starting,
+    total_of,
+)
+from jax_sprint.kernels._graph import Graph, Links, at_frame, nothing_but
+from jax_sprint.kernels._recursion import alphas_of, arc_flows, at_once, sweep
 from jax_sprint.kernels._semirings import LOG, SCALED, Semiring, Value
 
-__all__ = [
-    "Ending",
-    "Occupancy",
-    "Visits",
-    "ending",
-    "finished",
-    "occupancy",
-    "starting",
-    "visits",
-]
+__all__ = ["Occupancy", "occupancy"]
 
 Array = Any
 
@@ -36,38 +38,6 @@ class Occupancy(NamedTuple):
     start: Array  # [B, N] probability that the path starts in the node
     end: Array  # [B, N] probability that the path ends in the node
     last: Array | None  # [B, J, N] probability that the path takes the arc of `Graph.last`
-
-
-class Ending(NamedTuple):
-    """Probabilities of the ways to take the last frame, up to the rounding of the total."""
-
-    node: Array  # [B, N], into a node
-    last: Array | None  # [B, J, N], by an arc of `Graph.last`
-
-
-def _column(value: Value) -> Value:
-    return tuple(part[:, None] for part in value)
-
-
-def ending(
-    semiring: Semiring, alpha: Value, closing: Closing, links: Links, graph: Graph, whole: Value
-) -> Ending:
-    """From `alpha` in the frame before the last, and the sum over all paths."""
-    entered = collect(semiring, alpha, entering(semiring, graph, links.arcs))
-    node = semiring.tidy(semiring.times(entered, closing.emitted))
-    last = None
-    if closing.arcs is not None:
-        taken = semiring.tidy(semiring.times(_column(alpha), closing.arcs))
-        last = semiring.ratio(taken, _column(_column(whole)))
-    return Ending(apart(semiring.ratio(node, _column(whole))), last)
-
-
-class Visits(NamedTuple):
-    """Expected counts of some frames."""
-
-    node: Array  # [C, B, N]
-    arc: Array  # [B, K, N]
-    at_end: Array  # [B, 1] what makes the last frame's probabilities sum to one; 0 elsewhere
 
 
 def visits(
@@ -111,11 +81,7 @@ def visits(
     betas = nothing_but(semiring, counts, betas)
     inner = semiring.ratio(semiring.times(alphas, betas), total)
     node = jnp.where(at_last, endings.node[None], inner)
-    # Each frame's occupancies sum to one: this takes out what rounding the two recursions share.
-    mass = jnp.sum(node, axis=2, keepdims=True)
-    if endings.last is not None:
-        mass = mass + jnp.where(at_last, jnp.sum(endings.last, axis=(1, 2))[None, :, None], 0.0)
-    scale = jnp.where(mass > 0, 1.0 / jnp.where(mass > 0, mass, 1.0), 0.0)
+    scale = normalizer(node, at_last, endings)
 
     sources = tuple(
         jnp.concatenate([first[None], rest[:-1]])
@@ -133,25 +99,9 @@ def visits(
     return Visits(node * scale, arc, jnp.sum(jnp.where(at_last, scale, 0.0), axis=0))
 
 
-def starting(semiring: Semiring, closing: Closing, beta: Value, whole: Value) -> Array:
-    """Probability [B, N] that the path starts in the node; `beta` is that before any frame."""
-    empty = closing.last[:, None] < 0
-    onward = tuple(jnp.where(empty, e, b) for e, b in zip(closing.end, beta, strict=True))
-    start = semiring.ratio(semiring.tidy(semiring.times(closing.start, onward)), _column(whole))
-    mass = jnp.sum(start, axis=1, keepdims=True)
-    return start * jnp.where(mass > 0, 1.0 / jnp.where(mass > 0, mass, 1.0), 0.0)
-
-
-def finished(
-    closing: Closing, endings: Ending, start: Array, at_end: Array
-) -> tuple[Array, Array | None]:
-    """The `end` and `last` of `Occupancy`."""
-    end = jnp.where(closing.last[:, None] < 0, start, endings.node * at_end)
-    return end, None if endings.last is None else endings.last * at_end[:, :, None]
-
-
 def _counts(
     semiring: Semiring,
+    with_arcs: bool,
     scores: Array,
     last_scores: Array | None,
     links: Links,
@@ -159,34 +109,36 @@ def _counts(
     real: Array,
 ) -> Occupancy:
     closing = close(semiring, partial(at_frame, scores), last_scores, links, graph, real)
-    whole, alphas, betas, alpha, beta = sweep(semiring, scores, links, graph, real, closing)
+    in_place = not semiring.by_jax and not at_once()
+    if in_place:
+        alphas, alpha, _ = alphas_of(semiring, scores, links, graph, real, closing)
+        whole = total_of(semiring, alpha, closing)
+    else:
+        whole, alphas, betas, alpha, beta = sweep(semiring, scores, links, graph, real, closing)
     endings = ending(semiring, alpha, closing, links, graph, whole)
+    rest = (scores, real, 0, closing, endings, links, graph, whole)
+    if in_place:
+        beta, found = back(alphas, closing.start, closing.before, *rest, with_arcs)
+    else:
+        found = visits(semiring, alphas, closing.start, betas, *rest)
     start = starting(semiring, closing, beta, whole)
-    node, arc, at_end = visits(
-        semiring,
-        alphas,
-        closing.start,
-        betas,
-        scores,
-        real,
-        0,
-        closing,
-        endings,
-        links,
-        graph,
-        whole,
-    )
-    end, last = finished(closing, endings, start, at_end)
-    return Occupancy(semiring.log(whole), node, arc, start, end, last)
+    end, last = finished(closing, endings, start, found.at_end)
+    return Occupancy(semiring.log(whole), found.node, found.arc, start, end, last)
 
 
-@jax.custom_jvp
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
 def occupancy(
-    scores: Array, last_scores: Array | None, links: Links, graph: Graph, real: Array
+    with_arcs: bool,
+    scores: Array,
+    last_scores: Array | None,
+    links: Links,
+    graph: Graph,
+    real: Array,
 ) -> Occupancy:
     """Forward-backward.
 
     Args:
+        with_arcs: whether to count the arcs; False may leave `Occupancy.arc` 0.
         scores: [T, B, N] log-scores of the nodes, without NaN and +inf; T > 0.
         last_scores: [B, J, N] those of the labels of `graph.last` in each sequence's last frame,
             or None where `graph.last` is.
@@ -197,15 +149,15 @@ def occupancy(
     Returns:
         The occupancies.
     """
-    return _counts(SCALED, scores, last_scores, links, graph, real)
+    return _counts(SCALED, with_arcs, scores, last_scores, links, graph, real)
 
 
 @occupancy.defjvp
-def _occupancy_jvp(primals: tuple, tangents: tuple) -> tuple[Occupancy, Occupancy]:
+def _occupancy_jvp(with_arcs: bool, primals: tuple, tangents: tuple) -> tuple:
     scores, last_scores, links, graph, real = primals
 
     def plain(scores: Array, last_scores: Array | None, links: Links) -> Occupancy:
-        return _counts(LOG, scores, last_scores, links, graph, real)
+        return _counts(LOG, True, scores, last_scores, links, graph, real)
 
     _, change = jax.jvp(plain, (scores, last_scores, links), tangents[:3])
-    return occupancy(*primals), change
+    return occupancy(with_arcs, *primals), change

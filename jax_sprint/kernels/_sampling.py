@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from jax_sprint.automata import Automata
+from jax_sprint.kernels._closing import close
 from jax_sprint.kernels._graph import at_frame, at_index, flat_shape
 from jax_sprint.kernels._inputs import at_least_one_frame, check, prepare
-from jax_sprint.kernels._recursion import alphas_of, close
+from jax_sprint.kernels._recursion import alphas_of
 from jax_sprint.kernels._scores import Problem, clean, last_label, node_scores
 from jax_sprint.kernels._semirings import SCALED
 

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jax_sprint.automata import Automata
+from jax_sprint.kernels._closing import varying_zero
 from jax_sprint.kernels._graph import at_frame, at_index, flat_shape, predecessors
 from jax_sprint.kernels._inputs import at_least_one_frame, check, prepare
-from jax_sprint.kernels._recursion import varying_zero
 from jax_sprint.kernels._scores import Problem, clean, last_label, node_scores
 from jax_sprint.kernels._shared import prepare_shared
 from jax_sprint.kernels._shared_viterbi import shared_viterbi

@@ -1,0 +1,206 @@
+"""Taking the recursions' steps, frame by frame.
+
+What is kept of a frame takes the place of its emissions, which nobody needs afterwards: on a CPU
+the first touch of fresh memory costs as much as the arithmetic.  Where JAX differentiates the
+recursion (`Semiring.by_jax`), nothing may be overwritten, and it is a plain scan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+
+from jax_sprint.kernels._graph import Side, collect, per_sequence
+from jax_sprint.kernels._semirings import Semiring, Value
+
+__all__ = ["BLOCK", "Place", "each_frame", "frame_of", "frames_of", "steps"]
+
+Array = Any
+
+BLOCK = 4
+"""Frames between two calls of `Semiring.tidy`."""
+
+
+class Place(NamedTuple):
+    """Where a step is."""
+
+    frame: Array  # int32, clipped to the frames
+    inside: Array  # bool, whether it is one
+    here: Array  # its place in the block
+    next: Array  # that of the next frame to come
+
+
+def each_frame(
+    frames: Any,
+    back: bool,
+    enter: Callable[[Any, Array, int, Array], tuple[Any, Any]],
+    step: Callable[[Any, Any, Place], Any],
+    carry: Any,
+) -> Any:
+    """A loop over the frames, in blocks.
+
+    XLA copies what a loop both reads and overwrites, all frames of it, unless it can prove that the
+    one comes before the other.  So a block is read as a whole, by `enter`, and the steps within
+    only write.
+
+    Args:
+        frames: number of frames, > 0; may be symbolic (`jax.export`), then a block is one frame.
+        back: whether to go from the last frame to the first.
+        enter: takes the carry, the first frame of a block, the number of its frames and the place
+            of the first step; returns the carry, and what the block's steps read.
+        step: takes the carry, what `enter` gave, and the place; returns the carry.  The first few
+            steps may be outside of the frames (at the first or the last one): they must not change
+            the recursion, and what they write there is written again by the frame's own step.
+        carry: what `enter` takes first.
+
+    Returns:
+        The last carry.
+    """
+    size = min(BLOCK, frames) if isinstance(frames, int) else 1
+    blocks = (frames + size - 1) // size
+    early = blocks * size - frames
+
+    def frame(number: Array) -> Array:
+        return frames - 1 + early - number if back else number - early
+
+    def block(number: Array, carry: Any) -> Any:
+        first = number * size
+        begin = jnp.clip(frame(first + (size - 1 if back else 0)), 0, frames - size)
+
+        def place(number: Array) -> Array:
+            return jnp.clip(frame(number) - begin, 0, size - 1)
+
+        carry, data = enter(carry, begin, size, place(first))
+
+        def one(count: Array, carry: Any) -> Any:
+            t = frame(first + count)
+            here = jnp.clip(t, 0, frames - 1)
+            at = Place(here, here == t, place(first + count), place(first + count + 1))
+            return step(carry, data, at)
+
+        return lax.fori_loop(0, size, one, carry)
+
+    return lax.fori_loop(0, blocks, block, carry)
+
+
+def frame_of(value: Value, frame: Array) -> Value:
+    """[B, N] of [T, B, N]."""
+    return tuple(lax.dynamic_index_in_dim(array, frame, 0, keepdims=False) for array in value)
+
+
+def frames_of(value: Value, begin: Array, size: int) -> Value:
+    """[size, B, N] of [T, B, N]."""
+    return tuple(lax.dynamic_slice_in_dim(array, begin, size, 0) for array in value)
+
+
+def _entering(semiring: Semiring, ahead: Array | bool, x: Value, emission: Value) -> Value:
+    """What the neighbours collect: alpha of the frame before; or beta with the emission."""
+    if isinstance(ahead, bool):
+        return x if ahead else semiring.times(x, emission)
+    return per_sequence(ahead, x, semiring.times(x, emission))
+
+
+def _entered(semiring: Semiring, ahead: Array | bool, x: Value, emission: Value) -> Value:
+    """What is collected, as alpha or beta."""
+    if isinstance(ahead, bool):
+        return semiring.times(x, emission) if ahead else x
+    return per_sequence(ahead, semiring.times(x, emission), x)
+
+
+def _kept(ahead: Array | bool, before: Value, after: Value) -> Value:
+    """The frame's alpha, which the step gives; or its beta, with which the step began."""
+    if isinstance(ahead, bool):
+        return after if ahead else before
+    return per_sequence(ahead, after, before)
+
+
+def steps(
+    semiring: Semiring,
+    side: Side,
+    ahead: Array | bool,
+    first: Value,
+    counts: Array,
+    emission: Value,
+    keep: bool = True,
+) -> tuple[Value, Value | None]:
+    """One recursion, or both.
+
+    Args:
+        semiring: what to compute in.
+        side: where to collect from.
+        ahead: whether to go from the first frame to the last, or from the last to the first; or
+            [B] bool, whether a sequence is of the forward half of `both`.
+        first: of [B, N], the first x.
+        counts: [T, B] bool, the frames to take a step in.
+        emission: of [T, B, N].
+        keep: whether to keep alpha, or beta, of every frame.
+
+    Returns:
+        The last x; and what is kept, of [T, B, N], in frames that do not count the x before.
+    """
+    run = _scan if semiring.by_jax else _overwrite
+    return run(semiring, side, ahead, first, counts, emission, keep)
+
+
+def _scan(
+    semiring: Semiring,
+    side: Side,
+    ahead: Array | bool,
+    first: Value,
+    counts: Array,
+    emission: Value,
+    keep: bool,
+) -> tuple[Value, Value | None]:
+    def step(x: Value, frame: tuple[Array, Value]) -> tuple[Value, Value | None]:
+        now, emitted = frame
+        after = collect(semiring, _entering(semiring, ahead, x, emitted), side)
+        after = per_sequence(now, semiring.tidy(_entered(semiring, ahead, after, emitted)), x)
+        return after, _kept(ahead, x, after) if keep else None
+
+    return lax.scan(step, first, (counts, emission), reverse=ahead is False)
+
+
+def _overwrite(
+    semiring: Semiring,
+    side: Side,
+    ahead: Array | bool,
+    first: Value,
+    counts: Array,
+    emission: Value,
+    keep: bool,
+) -> tuple[Value, Value | None]:
+    # Over mesh axes the emissions may vary less than what takes their place.
+    kept = tuple(array + (part * 0)[None] for array, part in zip(emission, first, strict=True))
+
+    def ready(x: Value, emitted: Value, place: Array) -> Value | None:
+        # Made at the end of the step before: within a step XLA would multiply element by element
+        # while it pads, in `collect`.
+        if ahead is True:
+            return None
+        return _entering(semiring, ahead, x, frame_of(emitted, place))
+
+    def enter(carry: tuple, begin: Array, size: int, place: Array) -> tuple[tuple, Value]:
+        x, _, kept = carry
+        emitted = frames_of(emission if kept is None else kept, begin, size)
+        x = semiring.tidy(x)
+        return (x, ready(x, emitted, place), kept), emitted
+
+    def step(carry: tuple, emitted: Value, at: Place) -> tuple:
+        x, entering, kept = carry
+        now = lax.dynamic_index_in_dim(counts, at.frame, 0, keepdims=False) & at.inside
+        after = collect(semiring, x if entering is None else entering, side)
+        after = _entered(semiring, ahead, after, frame_of(emitted, at.here))
+        after = per_sequence(now, after, x)
+        if kept is not None:
+            kept = tuple(
+                lax.dynamic_update_index_in_dim(array, value, at.frame, 0)
+                for array, value in zip(kept, _kept(ahead, x, after), strict=True)
+            )
+        return after, ready(after, emitted, at.next), kept
+
+    carry = (first, None if ahead is True else first, kept if keep else None)
+    x, _, kept = each_frame(counts.shape[0], ahead is False, enter, step, carry)
+    return semiring.tidy(x), kept
