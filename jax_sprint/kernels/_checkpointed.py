@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_sprint.kernels._backward import back
 from jax_sprint.kernels._closing import (
     Closing,
     close,
@@ -26,7 +25,8 @@ from jax_sprint.kernels._closing import (
     starting,
     total_of,
 )
-from jax_sprint.kernels._graph import entering
+from jax_sprint.kernels._graph import entering, leaving
+from jax_sprint.kernels._occupancy import visits
 from jax_sprint.kernels._partition import Summary, change_of, loss_of, summary
 from jax_sprint.kernels._scores import (
     FrameParts,
@@ -130,19 +130,34 @@ def _summary(
     num_labels = log_posteriors.shape[2]
     loss = loss_of(SCALED.log(whole), bad)
     valid = jnp.isfinite(loss)
-    ahead = entering(SCALED, graph, links.arcs)
+    ahead, back = entering(SCALED, graph, links.arcs), leaving(SCALED, graph, links.arcs)
     endings = ending(SCALED, alpha, closing, links, graph, whole)
 
     def block(carry: tuple, part: tuple[_Frames, Value]) -> tuple[tuple, Array]:
         beta, arc, at_end = carry
         frames, before = part
         scores = frame_scores(time_axis, frames.log_posteriors, frames.parts, problem)
+        emission = SCALED.value(scores)
         real, first = frames.parts.real, frames.first
         counts = counting(real, closing.last - first)
-        _, alphas = steps(SCALED, ahead, True, before, counts, SCALED.value(scores))
+        _, alphas = steps(SCALED, ahead, True, before, counts, emission)
+        beta, betas = steps(SCALED, back, False, beta, counts, emission)
         assert alphas is not None
-        rest = (scores, real, first, closing, endings, links, graph, whole)
-        beta, found = back(alphas, before, beta, *rest, with_arcs)
+        assert betas is not None
+        found = visits(
+            SCALED,
+            alphas,
+            before,
+            betas,
+            scores,
+            real,
+            first,
+            closing,
+            endings,
+            links,
+            graph,
+            whole,
+        )
         node = jnp.where(valid[None, :, None], found.node, 0.0)
         last = None
         if endings.last is not None:
@@ -188,7 +203,7 @@ def _differentiable_summary(
 def _summary_jvp(time_axis: int, with_arcs: bool, primals: tuple, tangents: tuple) -> tuple:
     """Second derivatives keep all frames."""
     del with_arcs
-    return jax.jvp(partial(summary, time_axis, True), primals, tangents)
+    return jax.jvp(partial(summary, time_axis), primals, tangents)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -54,7 +54,7 @@ def _run(
         loss, found = shared_solve(time_axis, frames, prepare_shared(*arguments))
         return loss, jax.lax.slice_in_dim(found.labels, 0, num_frames, axis=time_axis), None
     problem = prepare(*arguments)
-    loss, counts = solve(time_axis, True, at_least_one_frame(log_posteriors, time_axis), problem)
+    loss, counts = solve(time_axis, at_least_one_frame(log_posteriors, time_axis), problem)
     posteriors = by_label(counts.node, counts.last, problem, num_labels, time_axis)
     posteriors = jax.lax.slice_in_dim(posteriors, 0, num_frames, axis=time_axis)
     if not with_occupancies:

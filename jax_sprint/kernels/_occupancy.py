@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_sprint.kernels._backward import Visits, back
 from jax_sprint.kernels._closing import (
     Closing,
     Ending,
@@ -18,13 +17,12 @@ from jax_sprint.kernels._closing import (
     finished,
     normalizer,
     starting,
-    total_of,
 )
 from jax_sprint.kernels._graph import Graph, Links, at_frame, nothing_but
-from jax_sprint.kernels._recursion import alphas_of, arc_flows, at_once, sweep
+from jax_sprint.kernels._recursion import arc_flows, sweep
 from jax_sprint.kernels._semirings import LOG, SCALED, Semiring, Value
 
-__all__ = ["Occupancy", "occupancy"]
+__all__ = ["Occupancy", "Visits", "occupancy", "visits"]
 
 Array = Any
 
@@ -38,6 +36,14 @@ class Occupancy(NamedTuple):
     start: Array  # [B, N] probability that the path starts in the node
     end: Array  # [B, N] probability that the path ends in the node
     last: Array | None  # [B, J, N] probability that the path takes the arc of `Graph.last`
+
+
+class Visits(NamedTuple):
+    """Expected counts of some frames."""
+
+    node: Array  # [C, B, N]
+    arc: Array  # [B, K, N]
+    at_end: Array  # [B, 1] what makes the last frame's probabilities sum to one; 0 elsewhere
 
 
 def visits(
@@ -101,7 +107,6 @@ def visits(
 
 def _counts(
     semiring: Semiring,
-    with_arcs: bool,
     scores: Array,
     last_scores: Array | None,
     links: Links,
@@ -109,36 +114,34 @@ def _counts(
     real: Array,
 ) -> Occupancy:
     closing = close(semiring, partial(at_frame, scores), last_scores, links, graph, real)
-    in_place = not semiring.by_jax and not at_once()
-    if in_place:
-        alphas, alpha, _ = alphas_of(semiring, scores, links, graph, real, closing)
-        whole = total_of(semiring, alpha, closing)
-    else:
-        whole, alphas, betas, alpha, beta = sweep(semiring, scores, links, graph, real, closing)
+    whole, alphas, betas, alpha, beta = sweep(semiring, scores, links, graph, real, closing)
     endings = ending(semiring, alpha, closing, links, graph, whole)
-    rest = (scores, real, 0, closing, endings, links, graph, whole)
-    if in_place:
-        beta, found = back(alphas, closing.start, closing.before, *rest, with_arcs)
-    else:
-        found = visits(semiring, alphas, closing.start, betas, *rest)
     start = starting(semiring, closing, beta, whole)
+    found = visits(
+        semiring,
+        alphas,
+        closing.start,
+        betas,
+        scores,
+        real,
+        0,
+        closing,
+        endings,
+        links,
+        graph,
+        whole,
+    )
     end, last = finished(closing, endings, start, found.at_end)
     return Occupancy(semiring.log(whole), found.node, found.arc, start, end, last)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
+@jax.custom_jvp
 def occupancy(
-    with_arcs: bool,
-    scores: Array,
-    last_scores: Array | None,
-    links: Links,
-    graph: Graph,
-    real: Array,
+    scores: Array, last_scores: Array | None, links: Links, graph: Graph, real: Array
 ) -> Occupancy:
     """Forward-backward.
 
     Args:
-        with_arcs: whether to count the arcs; False may leave `Occupancy.arc` 0.
         scores: [T, B, N] log-scores of the nodes, without NaN and +inf; T > 0.
         last_scores: [B, J, N] those of the labels of `graph.last` in each sequence's last frame,
             or None where `graph.last` is.
@@ -149,15 +152,15 @@ def occupancy(
     Returns:
         The occupancies.
     """
-    return _counts(SCALED, with_arcs, scores, last_scores, links, graph, real)
+    return _counts(SCALED, scores, last_scores, links, graph, real)
 
 
 @occupancy.defjvp
-def _occupancy_jvp(with_arcs: bool, primals: tuple, tangents: tuple) -> tuple:
+def _occupancy_jvp(primals: tuple, tangents: tuple) -> tuple[Occupancy, Occupancy]:
     scores, last_scores, links, graph, real = primals
 
     def plain(scores: Array, last_scores: Array | None, links: Links) -> Occupancy:
-        return _counts(LOG, True, scores, last_scores, links, graph, real)
+        return _counts(LOG, scores, last_scores, links, graph, real)
 
     _, change = jax.jvp(plain, (scores, last_scores, links), tangents[:3])
-    return occupancy(with_arcs, *primals), change
+    return occupancy(*primals), change

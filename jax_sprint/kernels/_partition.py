@@ -79,13 +79,11 @@ def loss_of(log_total: Array, bad: Array) -> Array:
     return jnp.where(bad, jnp.nan, -log_total)
 
 
-def solve(
-    time_axis: int, with_arcs: bool, log_posteriors: Array, problem: Problem
-) -> tuple[Array, Occupancy]:
-    """Loss [B] and the occupancies of valid sequences; see `partition` and `occupancy`."""
+def solve(time_axis: int, log_posteriors: Array, problem: Problem) -> tuple[Array, Occupancy]:
+    """Loss [B] and the occupancies of valid sequences; see `partition`."""
     scores = node_scores(time_axis, log_posteriors, problem)
     links, bad = clean(problem.links)
-    counts = occupancy(with_arcs, scores.node, scores.last, links, problem.graph, problem.real)
+    counts = occupancy(scores.node, scores.last, links, problem.graph, problem.real)
     loss = loss_of(counts.log_total, scores.bad | bad | problem.broken)
     return loss, only(counts, apart(jnp.isfinite(loss)))
 
@@ -109,11 +107,9 @@ def only(counts: Occupancy, valid: Array) -> Occupancy:
     )
 
 
-def summary(
-    time_axis: int, with_arcs: bool, log_posteriors: Array, problem: Problem
-) -> tuple[Array, Summary]:
-    """Loss [B], and what its first derivatives need; see `partition` and `occupancy`."""
-    loss, counts = solve(time_axis, with_arcs, log_posteriors, problem)
+def summary(time_axis: int, log_posteriors: Array, problem: Problem) -> tuple[Array, Summary]:
+    """Loss [B], and what its first derivatives need; see `partition`."""
+    loss, counts = solve(time_axis, log_posteriors, problem)
     labels = by_label(counts.node, counts.last, problem, log_posteriors.shape[2], time_axis)
     return loss, Summary(labels, counts.arc, counts.start, counts.end, counts.last)
 
@@ -172,7 +168,7 @@ def change_of(
 
 
 def _partition_jvp(time_axis: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    loss, found = summary(time_axis, _nonzero(tangents[1].links.arcs), *primals)
+    loss, found = summary(time_axis, *primals)
     return loss, change_of(loss, found, time_axis, primals, tangents)
 
 
