@@ -34,6 +34,10 @@ class AutomataSupplier(Protocol):
 
         If it takes a keyword `cancelled`, a `threading.Event`, it should return soon, in whatever
         way, once that is set.
+
+        A supplier may have a method `get_automata` as well, with the same arguments, that gives the
+        automata one by one, as `GrowingSizes.pack_each` takes them: with such sizes it is asked in
+        place of this one, and what is packed of a segment is remembered.
         """
 
 
@@ -87,11 +91,19 @@ def prefetch(
         raise ValueError(f"tags must be a function of a batch or None, got {tags!r}")
     names = _tags_of if tags is None else tags
 
+    fetch_each = getattr(supplier, "get_automata", None)
+
     def pack(batch: _Batch, cancelled: threading.Event) -> Automata:
-        more = {"cancelled": cancelled} if _takes(fetch, "cancelled") else {}
-        fetched = fetch(names(batch), **more)
+        def ask(function: Callable[..., Any]) -> Any:
+            more = {"cancelled": cancelled} if _takes(function, "cancelled") else {}
+            return function(names(batch), **more)
+
         if isinstance(pad_to, GrowingSizes):
-            return pad_to.pack(pad_to.kind(batch), *fetched, num_labels=num_labels)
+            kind = pad_to.kind(batch)
+            if callable(fetch_each):
+                return pad_to.pack_each(kind, ask(fetch_each), num_labels=num_labels)
+            return pad_to.pack(kind, *ask(fetch), num_labels=num_labels)
+        fetched = ask(fetch)
         return Automata.from_edges(*fetched, num_labels=num_labels, pad_to=pad_to)
 
     return _iterate(_Worker(batches, pack, depth))
