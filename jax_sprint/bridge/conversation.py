@@ -105,6 +105,10 @@ class Conversation:
         self._pending.append(Pending(segment, shape, self._latest))
         return True
 
+    def flush(self) -> int:
+        """Sends what was kept back; says how many requests that were."""
+        return 0 if self._child is None else self._child.protocol.flush()
+
     def _unexpected(self, child: ChildProcess, segment: str) -> NoReturn:
         """Something can be read though nothing was asked: the end, or an answer to nothing."""
         try:
@@ -192,7 +196,8 @@ class Conversation:
             finalizer.detach()
 
     def _first(self) -> tuple[ChildProcess, Pending]:
-        self._check_process()
+        if self._checks:
+            self._check_process()
         if self._child is None:
             raise SprintClosedError("this Sprint has no child process; init() starts a new one")
         if not self._pending:

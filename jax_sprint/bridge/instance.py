@@ -129,6 +129,11 @@ class SprintSubprocessInstance(Conversation):
         child = self._child
         return child is not None and bool(self._pending) and child.protocol.has_answer()
 
+    def count_answers(self) -> int:
+        """How many whole answers have come that were not read yet; 0 where that is not known."""
+        child = self._child
+        return 0 if child is None or not self._pending else child.protocol.count_answers()
+
     def await_answer(self, patience: float = math.inf) -> bool:
         """Waits until a part of an answer is there; False if it takes too long.
 
@@ -136,7 +141,8 @@ class SprintSubprocessInstance(Conversation):
             patience: seconds; it is never longer than the request's own time.
         """
         child, _ = self._first()
-        return child.channel.poll(min(patience, self._left()))
+        child.protocol.flush()
+        return child.protocol.is_ready or child.channel.poll(min(patience, self._left()))
 
     @property
     def traffic(self) -> tuple[int, int]:
@@ -151,7 +157,13 @@ class SprintSubprocessInstance(Conversation):
     # ---------------------------------------------------------------------------------- requests
 
     def get_loss_and_error_signal__send(
-        self, seg_name: str, seg_len: int, log_posteriors: np.ndarray, *, refuse_nan: bool = False
+        self,
+        seg_name: str,
+        seg_len: int,
+        log_posteriors: np.ndarray,
+        *,
+        refuse_nan: bool = False,
+        keep_back: bool = False,
     ) -> bool:
         """Sends one segment's posteriors.
 
@@ -160,9 +172,11 @@ class SprintSubprocessInstance(Conversation):
             seg_len: T, the number of frames, at least 1.
             log_posteriors: [T, L] floating point (sent as float32), natural-log probabilities.
             refuse_nan: do not send them if there is NaN among them.
+            keep_back: they may be sent only with the next `flush`, together with others, or when
+                an answer is waited for.
 
         Returns:
-            Whether they were sent.
+            Whether they were sent, or will be.
 
         Raises:
             ValueError: an argument is not as described; nothing was sent.
@@ -174,7 +188,7 @@ class SprintSubprocessInstance(Conversation):
         rows, columns = posteriors.shape
 
         def ask(child: ChildProcess, timeout: float) -> bool:
-            arguments = (seg_name, posteriors, timeout, refuse_nan, self._copier)
+            arguments = (seg_name, posteriors, timeout, refuse_nan, self._copier, keep_back)
             if posteriors.dtype == np.float32:
                 return child.protocol.ask_loss(*arguments)
             with np.errstate(over="ignore"):
@@ -185,7 +199,7 @@ class SprintSubprocessInstance(Conversation):
     def get_loss_and_error_signal__have_data(self) -> bool:
         """Whether reading would find something at once: an answer, or the end of the child."""
         child, _ = self._first()
-        return child.channel.poll(0)
+        return child.protocol.is_ready or child.channel.poll(0)
 
     def get_loss_and_error_signal__read(
         self, out: np.ndarray | None = None
@@ -234,12 +248,17 @@ class SprintSubprocessInstance(Conversation):
         self.export_allophone_state_fsa_by_segment_name__send(segment_name)
         return self.export_allophone_state_fsa_by_segment_name__read()
 
-    def export_allophone_state_fsa_by_segment_name__send(self, segment_name: str) -> None:
-        """The first half of `export_allophone_state_fsa_by_segment_name`."""
+    def export_allophone_state_fsa_by_segment_name__send(
+        self, segment_name: str, *, keep_back: bool = False
+    ) -> None:
+        """The first half of `export_allophone_state_fsa_by_segment_name`.
+
+        With `keep_back` it may be sent only with the next `flush`.
+        """
         replies.check_name(segment_name)
 
         def ask(child: ChildProcess, timeout: float) -> bool:
-            child.protocol.ask_automaton(segment_name, timeout)
+            child.protocol.ask_automaton(segment_name, timeout, keep_back)
             return True
 
         self._send(segment_name, ask)

@@ -13,17 +13,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jax_sprint.bridge.automata_cache import AutomataCache
-from jax_sprint.bridge.batches import check_batch, join_automata
+from jax_sprint.bridge.batches import Automaton, check_batch, join_automata
 from jax_sprint.bridge.buffers import Buffers
 from jax_sprint.bridge.crew import Crew
+from jax_sprint.bridge.fetching import fetch_automata
 from jax_sprint.bridge.options import OptionsLike, SprintOptions
 from jax_sprint.bridge.progress import ProgressBar
-from jax_sprint.bridge.requests import (
-    AutomataFetch,
-    AutomatonRequest,
-    LossRequest,
-    StartRequest,
-)
+from jax_sprint.bridge.requests import LossRequest, StartRequest
 from jax_sprint.bridge.stats import Statistics
 from jax_sprint.bridge.tags import decode_tags
 from jax_sprint.bridge.warm_up import fill_cache
@@ -269,27 +265,28 @@ class SprintInstancePool:
             SprintClosedError: the call was cancelled, or the pool is closed.
             SprintError: as `get_batch_loss_and_error_signal`; what others answered is kept.
         """
+        return join_automata(self.get_automata(tags, cancelled=cancelled))
+
+    def get_automata(
+        self, tags: Any, *, cancelled: threading.Event | None = None
+    ) -> list[Automaton]:
+        """As `get_automata_for_batch`, but gives the automata one by one.
+
+        Returns:
+            Per segment its number of states, the first of which is the start, the last the end; its
+            number of edges E; edges [3, E] uint32: from, to, emission index; weights [E] float32.
+            As long as the cache keeps an automaton these are the same arrays, not writeable.
+        """
         crew = self._open_crew()
         names = decode_tags(tags)
         for b, name in enumerate(names):
             if not name:
                 raise ValueError(f"tags[{b}] is empty; every automaton needs a segment name")
-        cache = self._cache
-        now = cache.inspect()
-        known = cache.lookup(now, names)
-        fetch = AutomataFetch(cache, now)
         batch = Batch()
-        jobs = [
-            Job(batch, b, name, 0, AutomatonRequest(name, fetch))
-            for b, name in enumerate(dict.fromkeys(names))
-            if name not in known
-        ]
-        crew.run(batch, jobs, cancelled=cancelled)
-        cache.keep(fetch.answers)
+        known = fetch_automata(crew, self._cache, names, batch, cancelled)
         if batch.errors:
             raise self._judged(batch)
-        known.update((name, automaton) for name, (automaton, _) in fetch.answers.items())
-        return join_automata([known[name] for name in names])
+        return [known[name] for name in names]
 
     def fill_cache(self, tags: Any, *, progress: bool | None = None) -> None:
         """Has Sprint export the automata of many segments, to be kept in the cache.

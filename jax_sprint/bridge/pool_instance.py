@@ -45,6 +45,11 @@ class PoolInstance(SprintSubprocessInstance):
         """Sets until when requests may last, of the monotonic clock."""
         self._latest = latest
 
+    @property
+    def is_late(self) -> bool:
+        """Whether the deadline of the first request under way has passed."""
+        return self._left() <= 0.0
+
     def bury(self) -> None:
         """Lets go of a child that has ended by itself since its last answer."""
         child = self._child

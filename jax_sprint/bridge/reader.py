@@ -9,90 +9,32 @@ queue.
 from __future__ import annotations
 
 import contextlib
-import logging
-import threading
 import time
 
-from jax_sprint.bridge.ahead import Ahead
-from jax_sprint.bridge.copier import Copier
-from jax_sprint.bridge.instance import SprintSubprocessInstance
-from jax_sprint.bridge.options import SprintOptions
 from jax_sprint.bridge.pool_instance import Inspect, PoolInstance
-from jax_sprint.bridge.stats import Account, Statistics
-from jax_sprint.bridge.work import Job, WorkQueue
-from jax_sprint.errors import (
-    SprintClosedError,
-    SprintCrashError,
-    SprintError,
-    SprintProtocolError,
-    SprintRequestError,
-    SprintStartError,
-    SprintTimeoutError,
-    let_go,
-)
+from jax_sprint.bridge.work import Job
+from jax_sprint.bridge.worker import Worker
+from jax_sprint.errors import SprintClosedError, let_go
 
 __all__ = ["Inspect", "ReaderThread"]
 
-logger = logging.getLogger("jax_sprint")
-
-# How long a thread whose Sprint does not start leaves the work to the others, in seconds.
-_START_PAUSE = 5.0
 # How long to wait for an answer before others are called to help, in seconds.
 _PATIENCE = 0.001
-# What may be over with another process; a refusal by Sprint itself is not among it.
-_PASSING = (SprintCrashError, SprintProtocolError, SprintStartError, SprintTimeoutError)
+# Requests are written together until the Sprint has so much new to do, in bytes.
+_KEPT_BACK_BYTES = 1 << 18
+# What a request counts for besides its data.
+_MESSAGE_BYTES = 1 << 12
 
 
-class ReaderThread(threading.Thread):
+class ReaderThread(Worker):
     """Takes requests from a pool's queue, has its own Sprint serve them, and ends with the queue.
 
     The Sprint is started with the first request, and again when it is needed after it failed.  It
     is a daemon thread that a pool keeps; no thread is made per batch.
-
-    Args:
-        options: what to start.
-        queue: where the requests come from.
-        stats: where to count.
-        number: for the thread's name.
-        inspect: takes the fingerprint of a Sprint that is about to be started.
-        copier: helps with large copies.
     """
 
-    def __init__(
-        self,
-        options: SprintOptions,
-        queue: WorkQueue,
-        stats: Statistics,
-        number: int,
-        inspect: Inspect | None = None,
-        copier: Copier | None = None,
-    ) -> None:
-        super().__init__(name=f"jax_sprint reader {number}", daemon=True)
-        self._options = options
-        self._queue = queue
-        self._stats = stats
-        self._number = number
-        self._inspect = inspect
-        self._copier = copier
-        self._instance: PoolInstance | None = None
-        self._lock = threading.Lock()
-        # What this thread has taken on; changed under the lock.
-        self._ahead = Ahead(options.num_instances - 1)
-        self._jobs = self._ahead.jobs
-        # How many of them, from the first on, the Sprint has been sent.
-        self._sent = 0
-        self._closing = threading.Event()
-        self._interrupted = False
-        self._started_before = False
-        self._account = Account()
-        self._traffic = (0, 0)
-        # When the Sprint could begin with the first one.
-        self._since = 0.0
-
-    @property
-    def instance(self) -> SprintSubprocessInstance | None:
-        """The Sprint of this thread; None before the first request and after the end."""
-        return self._instance
+    # What was given to the instance since it was last flushed, in bytes.
+    _kept_back = 0
 
     def run(self) -> None:
         try:
@@ -111,20 +53,6 @@ class ReaderThread(threading.Thread):
             if instance is not None:
                 instance.exit_handler()
 
-    def interrupt(self, batch: object = None) -> None:
-        """Kills this thread's Sprint if it is busy (with that batch); from any thread."""
-        with self._lock:
-            instance = self._instance
-            busy = any(batch is None or job.batch is batch for job in self._jobs)
-            if busy and instance is not None:
-                self._interrupted = True
-                instance.kill()
-
-    def close(self) -> None:
-        """Announces the end: a failure from now on is no failure of Sprint."""
-        self._closing.set()
-        self.interrupt()
-
     # ------------------------------------------------------------------------- one step at a time
 
     def _serve(self) -> None:
@@ -139,32 +67,39 @@ class ReaderThread(threading.Thread):
             instance = self._ready() if not started else self._instance
             assert instance is not None
             started = True
-            with self._turn(job, instance):
-                if not self._sent:
+            if not self._sent:
+                with self._turn(job, instance):
                     self._send(job, instance)
+            with self._turn(job, instance):
                 while self._sent and (ahead := self._next(instance)) is not None:
                     job = ahead
                     self._send(job, instance)
+                self._flush(instance)
             half = self._sent // 2
-            self._ahead.nap(half)
             if self._sent:
                 job = self._jobs[0]
-                if not instance.has_answer() and not instance.await_answer(_PATIENCE):
-                    self._queue.call()
-                    instance.await_answer()
+                if not self._await(instance, half):
+                    return
                 if not instance.has_answer():
                     self._read(job, instance)
-            with self._turn(job, instance):
-                while self._sent > half:
-                    job = self._jobs[0]
-                    if not instance.has_answer():
-                        break
-                    self._read(job, instance)
-            self._ahead.woke(self._sent <= half)
+            answered: list[Job] = []
+            try:
+                with self._turn(job, instance):
+                    for job in list(self._jobs)[: self._sent - self._sent // 4]:
+                        if not instance.has_answer():
+                            break
+                        job.request.read(instance)
+                        self._sent -= 1
+                        answered.append(job)
+            finally:
+                self._answered(answered)
         except BaseException as failure:
             # Also a SystemExit, for example of a callable in the options: it must not end this
             # thread, or somebody waits in vain.
             let_go(failure)
+            if job not in self._jobs and self._jobs:
+                # It was settled before, for example as it held NaN; the first one met this as well.
+                job = self._jobs[0]
             self._failed(job, failure, started)
         if not self._interrupted:
             return
@@ -183,9 +118,9 @@ class ReaderThread(threading.Thread):
 
     def _next(self, instance: PoolInstance) -> Job | None:
         """A job to be sent while the Sprint works on others, if there is a good one."""
-        if self._closing.is_set() or self._ahead.is_enough():
+        if self._closing.is_set():
             return None
-        job = self._queue.take(lambda job, backlog: self._ahead.fits(job, backlog, instance))
+        job = self._queue.take(self._ahead.fits, instance)
         if job is not None:
             self._take_on(job)
         return job
@@ -199,175 +134,38 @@ class ReaderThread(threading.Thread):
             return
         instance.limit(job.batch.deadline)
         if not self._sent:
-            self._since = time.monotonic()
-        if job.request.send(instance):
-            self._sent += 1
-        else:
+            self._ahead.since = time.monotonic()
+        if not job.request.send(instance):
             self._settle(job, None)
+            return
+        self._sent += 1
+        self._kept_back += job.data_bytes + _MESSAGE_BYTES
+        if self._sent == 1 or self._kept_back >= _KEPT_BACK_BYTES:
+            self._flush(instance)
+
+    def _flush(self, instance: PoolInstance) -> None:
+        self._kept_back = 0
+        instance.flush()
+
+    def _await(self, instance: PoolInstance, count: int) -> bool:
+        """Waits until at least one answer is there, and preferably so many.
+
+        Returns False if it is time to look for the next request before that.
+        """
+        if instance.has_answer():
+            return True
+        before = time.monotonic()
+        self._ahead.nap(count)
+        there = instance.has_answer() or instance.await_answer(_PATIENCE)
+        if not there:
+            self._queue.call()
+            there = instance.await_answer(self._ahead.due_in())
+        if there:
+            self._ahead.woke(instance.count_answers() >= count)
+        self._waited += time.monotonic() - before
+        return there or instance.is_late
 
     def _read(self, job: Job, instance: PoolInstance) -> None:
         job.request.read(instance)
         self._sent -= 1
-        now = time.monotonic()
-        took, self._since = now - self._since, now
-        self._ahead.answered(job.cost, took)
-        self._queue.answered(job.cost, took)
-        self._account.child_seconds += took
-        self._settle(job, None)
-
-    def _take_on(self, job: Job) -> None:
-        self._account.queue_seconds += time.monotonic() - job.created
-        with self._lock:
-            self._ahead.add(job)
-
-    def _let_go(self, job: Job) -> None:
-        with self._lock:
-            self._ahead.remove(job)
-
-    # ------------------------------------------------------------------------------- its outcome
-
-    def _failed(self, job: Job, error: BaseException, started: bool) -> None:
-        """Has a job asked again, or settles it; the others are not to blame."""
-        instance = self._instance
-        under_way = self._sent > 0 and job is self._jobs[0]
-        if under_way and isinstance(error, SprintRequestError):
-            self._sent -= 1
-            now = time.monotonic()
-            self._account.child_seconds += now - self._since
-            self._since = now
-        elif under_way and instance is not None:
-            # Whatever it was, nobody knows any more which answer would come next.
-            instance.exit_handler()
-        if instance is None or not instance.is_alive:
-            self._hand_back(but=job)
-        if instance is None or not instance.is_alive:
-            self._queue.serving.discard(self._number)
-        if self._closing.is_set() and isinstance(error, SprintError):
-            self._settle(
-                job,
-                SprintClosedError(
-                    "the pool was closed while this request was under way", segment=job.segment
-                ),
-            )
-            return
-        if self._interrupted and not job.batch.given_up:
-            # It was meant for another one.
-            self._hand_back()
-            return
-        if isinstance(error, SprintError):
-            # It may be kept for long, and its frames hold the caller's arrays and the memory that
-            # is shared with the child.  What it says is enough.
-            error.__traceback__ = error.__context__ = None
-            if error.segment is None:
-                error = error.extended(segment=job.segment)
-        job.attempts += 1
-        if (
-            job.attempts <= self._options.max_retries
-            and isinstance(error, _PASSING)
-            and not self._interrupted
-            and time.monotonic() < job.batch.deadline
-        ):
-            job.rest()
-            logger.warning("asking again for %r: %s", job.segment, error)
-            self._stats.add(retries=1)
-            if not started:
-                self._closing.wait(min(0.1 * 2 ** (job.attempts - 1), 5.0))
-            return
-        if job.attempts > 1 and isinstance(error, SprintError):
-            error = error.extended(f"(tried {job.attempts} times)")
-        elif (
-            started
-            and isinstance(error, _PASSING)
-            and not self._options.max_retries
-            and time.monotonic() < job.batch.deadline
-        ):
-            error = error.extended(
-                "(not asked again: max_retries = 0; 1 would have asked a fresh Sprint)"
-            )
-        if started:
-            self._settle(job, error)
-        else:
-            self._cannot_start(job, error)
-
-    def _hand_back(self, but: Job | None = None) -> None:
-        """Returns what the Sprint has not answered and never will."""
-        self._sent = 0
-        for job in [job for job in self._jobs if job is not but]:
-            job.rest()
-            if self._queue.put_back(job, served=False):
-                self._let_go(job)
-            elif time.monotonic() >= job.batch.deadline:
-                late = "its batch's time was over before its Sprint, busy with others, answered"
-                self._settle(job, SprintTimeoutError(late, segment=job.segment))
-            else:
-                gone = "the pool was closed, or the batch given up"
-                self._settle(job, SprintClosedError(gone, segment=job.segment))
-
-    def _cannot_start(self, job: Job, error: BaseException) -> None:
-        """There is no Sprint in this thread to ask."""
-        if job.settled:
-            # Counted by whom gave it up.
-            logger.warning("a Sprint did not start: %s", error)
-        elif self._queue.put_back(job):
-            self._let_go(job)
-            self._pause()
-            return
-        else:
-            job.batch.unserved = True
-        if job.movable:
-            # The others of this batch would run into the same, each after a time-out of its own,
-            # and nobody else is there to serve them.
-            for other in self._queue.withdraw(job.batch):
-                self._stats.add(failures=1)
-                other.done(error)
-        self._settle(job, error)
-
-    def _settle(self, job: Job, error: BaseException | None) -> None:
-        self._let_go(job)
-        if job.movable and not job.settled:
-            if error is None:
-                self._account.requests += 1
-            else:
-                self._account.failures += 1
-        # The batch's caller, when it has all answers, shall find them counted.
-        if not self._jobs or self._jobs[-1].batch is not job.batch:
-            self._count()
-        job.done(error)
-
-    def _count(self) -> None:
-        account, self._account = self._account, Account()
-        if self._instance is not None:
-            (sent, received), before = self._instance.traffic, self._traffic
-            self._traffic = sent, received
-            account.bytes_sent = max(0, sent - before[0])
-            account.bytes_received = max(0, received - before[1])
-        self._stats.add(**vars(account))
-
-    def _pause(self) -> None:
-        """Leaves the requests to those that have a Sprint, for a while or until none has."""
-        until = time.monotonic() + _START_PAUSE
-        while self._queue.serving and time.monotonic() < until:
-            if self._closing.wait(0.1):
-                return
-
-    def _ready(self) -> PoolInstance:
-        """The Sprint of this thread, started if there is none."""
-        instance = self._instance
-        if instance is None:
-            instance = self._instance = PoolInstance(self._options, self._inspect, self._copier)
-        instance.bury()
-        if not instance.is_alive:
-            before = time.monotonic()
-            self._queue.call()
-            try:
-                instance.init()
-            finally:
-                self._stats.add(
-                    starts=1,
-                    restarts=int(self._started_before),
-                    start_seconds=time.monotonic() - before,
-                )
-                self._started_before = True
-            self._traffic = instance.traffic
-        self._queue.serving.add(self._number)
-        return instance
+        self._answered([job])

@@ -36,6 +36,7 @@ _BLOCK_BYTES = 1 << 19
 _SHARED_BLOCKS = 3
 
 _Block = tuple[np.ndarray, np.ndarray]
+_minimum = np.minimum.reduce
 
 
 def is_float(dtype: np.dtype) -> bool:
@@ -144,10 +145,8 @@ def parse_loss(
     if len(values) != 2:
         raise FormatError(f"the answer must be (loss, error_signal), but has {len(values)} parts")
     loss, error_signal = values
-    if isinstance(loss, np.ndarray) and loss.size == 1 and loss.dtype.kind in "fiu":
-        loss = loss.reshape(())[()]
-    if isinstance(loss, bool) or not isinstance(loss, int | float | np.integer | np.floating):
-        raise FormatError(f"the loss must be a number, got {describe(loss)}")
+    if type(loss) is not float:
+        loss = _number(loss)
     if not isinstance(error_signal, np.ndarray) or error_signal.dtype.kind != "f":
         raise FormatError(
             f"the error signal must be an array of floats, got {describe(error_signal)}"
@@ -155,13 +154,14 @@ def parse_loss(
     if error_signal.shape != shape:
         hint = "; it is transposed" if error_signal.shape == shape[::-1] else ""
         raise FormatError(f"the error signal must be {shape}, got {error_signal.shape}{hint}")
-    loss = float(loss)
     if out is None:
         out = np.empty(shape, np.float32)
     if not math.isfinite(loss):
         out.fill(0)
         return loss, out
-    if error_signal.dtype == np.float32:
+    if error_signal.dtype == np.float32 and out.nbytes <= _BLOCK_BYTES:
+        finite = _copy_finite((out, error_signal))
+    elif error_signal.dtype == np.float32:
         finite = _share(_copy_finite, out, error_signal, copier)
     else:
         with np.errstate(all="ignore"):
@@ -172,6 +172,14 @@ def parse_loss(
     return loss, out
 
 
+def _number(loss: Any) -> float:
+    if isinstance(loss, np.ndarray) and loss.size == 1 and loss.dtype.kind in "fiu":
+        loss = loss.reshape(())[()]
+    if isinstance(loss, bool) or not isinstance(loss, int | float | np.integer | np.floating):
+        raise FormatError(f"the loss must be a number, got {describe(loss)}")
+    return float(loss)
+
+
 def copy_unless_nan(out: np.ndarray, frames: np.ndarray, copier: Copier | None = None) -> bool:
     """Copies log-posteriors; False if they hold NaN, and then `out` may hold anything.
 
@@ -180,6 +188,8 @@ def copy_unless_nan(out: np.ndarray, frames: np.ndarray, copier: Copier | None =
         frames: [T, L] floating point.
         copier: helps with large ones.
     """
+    if out.nbytes <= _BLOCK_BYTES:
+        return _copy_numbers((out, frames))
     return _share(_copy_numbers, out, frames, copier if frames.dtype == np.float32 else None)
 
 
@@ -217,7 +227,7 @@ def _copy_finite(block: _Block) -> bool:
 def _copy_numbers(block: _Block) -> bool:
     out, source = block
     np.copyto(out, source, casting="same_kind")
-    return not math.isnan(np.minimum.reduce(out.reshape(-1)))
+    return not math.isnan(_minimum(out.reshape(-1)))
 
 
 def holds_nan(frames: np.ndarray) -> bool:

@@ -25,7 +25,10 @@ class Request(Protocol):
         """Whether it may be sent to this Sprint while that works on others."""
 
     def send(self, instance: Any) -> bool:
-        """Sends it; False if there is nothing to wait for, as the result is known already."""
+        """Sends it, at the latest with the instance's next `flush`.
+
+        Returns False if there is nothing to wait for, as the result is known already.
+        """
 
     def read(self, instance: Any) -> None:
         """Reads the answer, and stores the result."""
@@ -80,7 +83,7 @@ class LossRequest:
     def send(self, instance: Any) -> bool:
         frames = self._frames
         if instance.get_loss_and_error_signal__send(
-            self._name, len(frames), frames, refuse_nan=True
+            self._name, len(frames), frames, refuse_nan=True, keep_back=True
         ):
             return True
         self._loss[self._index] = np.nan
@@ -147,7 +150,7 @@ class AutomatonRequest:
 
     def send(self, instance: Any) -> bool:
         self._fetch.make_current(instance)
-        instance.export_allophone_state_fsa_by_segment_name__send(self._name)
+        instance.export_allophone_state_fsa_by_segment_name__send(self._name, keep_back=True)
         return True
 
     def read(self, instance: Any) -> None:

@@ -6,166 +6,17 @@ import heapq
 import itertools
 import math
 import threading
-import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from jax_sprint.bridge.requests import Request, StartRequest
-from jax_sprint.errors import SprintClosedError, SprintError, SprintStartError
+from jax_sprint.bridge.jobs import Batch, Job
 
 __all__ = ["SHORT", "WORTH_TWO", "Batch", "Job", "WorkQueue"]
 
-_NOTHING = StartRequest()
 # Of such short requests, in seconds, one thread is enough for a batch that takes it no longer.
 SHORT, WORTH_TWO = 150e-6, 4e-3
-
-
-class Job:
-    """One request about one segment.
-
-    Args:
-        batch: whom to tell about the outcome.
-        index: position in the batch.
-        segment: the segment's name.
-        cost: what to do first: the larger the earlier.
-        request: what a Sprint is asked, and where the result goes.
-
-    Attributes:
-        attempts: how often it has failed.
-    """
-
-    __slots__ = (
-        "attempts",
-        "batch",
-        "being_asked",
-        "cost",
-        "created",
-        "data_bytes",
-        "index",
-        "movable",
-        "request",
-        "segment",
-        "settled",
-    )
-
-    def __init__(
-        self,
-        batch: Batch,
-        index: int,
-        segment: str,
-        cost: int,
-        request: Request,
-    ) -> None:
-        self.batch = batch
-        self.index = index
-        self.segment = segment
-        self.cost = cost
-        self.request = request
-        self.data_bytes = request.data_bytes
-        self.attempts = 0
-        self.created = time.monotonic()
-        # Whether any thread may do it.
-        self.movable = True
-        # Both under the batch's lock.
-        self.being_asked = False
-        self.settled = False
-
-    def begin(self) -> bool:
-        """To be called before it is sent; False if nobody wants the answer any more."""
-        return self.batch.begin(self)
-
-    def rest(self) -> None:
-        """To be called when it was not answered and will be sent again."""
-        self.being_asked = False
-
-    def done(self, error: BaseException | None = None) -> None:
-        """Tells the outcome; the first one counts."""
-        self.batch.settle(self, error)
-
-
-class Batch:
-    """Counts the outcomes of the jobs that were put in together.
-
-    Args:
-        deadline: of the monotonic clock, until when the outcomes are of use.
-    """
-
-    def __init__(self, deadline: float = math.inf) -> None:
-        self.deadline = deadline
-        self._lock = threading.Lock()
-        self._finished = threading.Event()
-        self._open = 0
-        self._jobs: Sequence[Job] = ()
-        # Set, under the queue's lock, when nobody waits for it any more.
-        self.given_up = False
-        # Set when there was no Sprint that could be started.
-        self.unserved = False
-        self.errors: dict[int, BaseException] = {}
-
-    def expect(self, jobs: Sequence[Job]) -> None:
-        self._jobs = jobs
-        self._open = len(jobs)
-        if not jobs:
-            self._finished.set()
-
-    def verdict(self) -> BaseException:
-        """The error to raise for all of them: the first one's, which tells of the others."""
-        error = self.errors[min(self.errors)]
-        others = len(self.errors) - 1
-        if isinstance(error, SprintError) and others:
-            error = error.extended(f"({others} more of the {len(self._jobs)} requests failed)")
-        return error
-
-    def can_mask(self) -> bool:
-        """Whether what failed is a matter of single segments.
-
-        A closed pool, a Sprint that cannot be started and a mistake in the program are not.
-        """
-        return not self.unserved and all(
-            isinstance(error, SprintError)
-            and not isinstance(error, SprintClosedError | SprintStartError)
-            for error in self.errors.values()
-        )
-
-    def begin(self, job: Job) -> bool:
-        with self._lock:
-            job.being_asked = not job.settled
-            return job.being_asked
-
-    def settle(self, job: Job, error: BaseException | None) -> None:
-        with self._lock:
-            self._settle(job, error)
-
-    def cancel(self, reason: Callable[[Job], BaseException]) -> int:
-        """Settles all jobs that no Sprint is being asked about; says how many.
-
-        The others may be reading the caller's arrays at this moment.
-        """
-        with self._lock:
-            waiting = [job for job in self._jobs if not (job.settled or job.being_asked)]
-            for job in waiting:
-                self._settle(job, reason(job))
-        return len(waiting)
-
-    def _settle(self, job: Job, error: BaseException | None) -> None:
-        if job.settled:
-            return
-        job.settled = True
-        # It holds the caller's arrays, and we are held by those who still know us.
-        job.request = _NOTHING
-        if error is not None:
-            self.errors[job.index] = error
-        self._open -= 1
-        if not self._open:
-            self._finished.set()
-
-    @property
-    def open(self) -> int:
-        """How many jobs are not settled yet."""
-        return self._open
-
-    def wait(self, timeout: float) -> bool:
-        """Whether all jobs are settled, at most `timeout` seconds from now."""
-        return self._finished.wait(timeout)
+# And if it has to wait no longer than that: while it has not, others could not help it.
+_WORTH_WAITING = 2e-3
 
 
 class WorkQueue:
@@ -183,20 +34,24 @@ class WorkQueue:
         self._own: dict[int, list[Job]] = {}
         self._numbers = itertools.count()
         self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
+        # A closed gate for each thread that waits; that of the last to come is opened first, as
+        # its Sprint's memory is likely to be in the processor's cache.
+        self._gates: list[threading.Lock] = []
         self._closed = False
         self._idle = 0
         # Held by a thread while it handles short requests: several at the same time would spend
         # more on handing the interpreter's lock to and fro.  Nobody waits for a Sprint with it.
         self.turn = threading.Lock()
-        # Seconds that a Sprint took lately per cost, each plus one, as the threads tell.
+        # Seconds for which threads waited for a Sprint lately per cost, each plus one.
         self.pace = math.inf
+        # Seconds that they took, likewise.
+        self.usual = math.inf
         # The threads that have a Sprint that works, as far as they know.
         self.serving: set[int] = set()
 
     def put(self, jobs: Sequence[Job]) -> bool:
         """Adds jobs; False (and nothing was added) if the queue is closed."""
-        with self._changed:
+        with self._lock:
             if self._closed:
                 return False
             for job in jobs:
@@ -204,30 +59,41 @@ class WorkQueue:
             # Two threads with very short requests are slower than one: they fight for the
             # interpreter.  Should it take longer than thought, the one calls the others.
             seconds = self._backlog * self.pace
-            many = seconds > min(WORTH_TWO, SHORT * len(self._heap))
-            self._changed.notify(len(jobs) if many else 1)
+            many = seconds > min(_WORTH_WAITING, SHORT * len(self._heap))
+            self._wake(len(jobs) if many else 1)
             return True
 
-    def answered(self, cost: int, seconds: float) -> None:
-        """A Sprint took that long for one of that cost."""
-        pace = seconds / (cost + 1)
-        self.pace = pace if self.pace == math.inf else self.pace + (pace - self.pace) / 32
+    def answered(
+        self, cost: float, waited: float, count: int = 1, took: float | None = None
+    ) -> None:
+        """A Sprint answered so many requests, each of that cost on average.
+
+        Args:
+            cost: of a request.
+            waited: seconds for which its thread had nothing to do meanwhile.
+            count: how many they were.
+            took: seconds since the Sprint could begin with the first of them; None: as `waited`.
+        """
+        took = waited if took is None else took
+        cost = count * (cost + 1)
+        self.pace = _follow(self.pace, waited / cost, count / 32)
+        self.usual = _follow(self.usual, took / cost, count / 8)
 
     def call(self) -> None:
         """Wakes all threads that wait: somebody who has work cannot go on with it at once."""
         with self._lock:
             if self._heap:
-                self._changed.notify_all()
+                self._wake(len(self._gates))
 
     def put_for_each(self, jobs: Sequence[Job]) -> bool:
         """Adds one job for each of the threads 0, 1, ...; False if the queue is closed."""
-        with self._changed:
+        with self._lock:
             if self._closed:
                 return False
             for number, job in enumerate(jobs):
                 job.movable = False
                 self._own.setdefault(number, []).append(job)
-            self._changed.notify_all()
+            self._wake(len(self._gates))
             return True
 
     def put_back(self, job: Job, served: bool = True) -> bool:
@@ -235,38 +101,55 @@ class WorkQueue:
 
         With `served`, also False if no other thread has a Sprint that could do it.
         """
-        with self._changed:
+        with self._lock:
             if self._closed or job.batch.given_up or not job.movable:
                 return False
             if served and not self.serving:
                 return False
             self._push(job)
-            self._changed.notify()
+            self._wake(1)
             return True
 
     def get(self, number: int = -1) -> Job | None:
         """Waits for a job for the thread of that number; None once the queue is closed."""
-        with self._changed:
+        with self._lock:
             self._idle += 1
             try:
                 while not self._heap and not self._own.get(number) and not self._closed:
-                    self._changed.wait()
+                    self._wait()
                 if self._own.get(number):
                     return self._own[number].pop()
                 return self._pop() if not self._closed else None
             finally:
                 self._idle -= 1
 
-    def take(self, fits: Callable[[Job, int], bool]) -> Job | None:
-        """The next job, if there is one that `fits(job, backlog)`; does not wait.
+    def take(self, fits: Callable[..., bool], *more: Any) -> Job | None:
+        """The next job, if there is one that `fits(job, backlog, usual, *more)`; does not wait.
 
-        The backlog is the cost of all that are waiting behind it, each plus one.
+        The backlog is the cost of all that are waiting behind it, each plus one; `usual` is how
+        long a Sprint took lately per cost, in seconds.
         """
         with self._lock:
             if not self._heap or self._closed:
                 return None
             job = self._heap[0][2]
-            return self._pop() if fits(job, self._backlog - job.cost - 1) else None
+            backlog = self._backlog - job.cost - 1
+            return self._pop() if fits(job, backlog, self.usual, *more) else None
+
+    def _wait(self) -> None:
+        """Lets go of the lock until somebody opens our gate; there may be nothing to do then."""
+        gate = threading.Lock()
+        gate.acquire()
+        self._gates.append(gate)
+        self._lock.release()
+        try:
+            gate.acquire()
+        finally:
+            self._lock.acquire()
+
+    def _wake(self, count: int) -> None:
+        for _ in range(min(count, len(self._gates))):
+            self._gates.pop().release()
 
     def _push(self, job: Job) -> None:
         self._backlog += job.cost + 1
@@ -279,12 +162,12 @@ class WorkQueue:
 
     def missing(self) -> int:
         """How many jobs are waiting for which no thread is."""
-        with self._changed:
+        with self._lock:
             return max(0, len(self._heap) - self._idle)
 
     def withdraw(self, batch: Batch, give_up: bool = False) -> list[Job]:
         """Takes a batch's waiting jobs out again; to `give_up` means for good."""
-        with self._changed:
+        with self._lock:
             batch.given_up = batch.given_up or give_up
             gone = [entry[2] for entry in self._heap if entry[2].batch is batch]
             for number, jobs in self._own.items():
@@ -298,11 +181,15 @@ class WorkQueue:
 
     def close(self) -> list[Job]:
         """Sends all threads home; returns the jobs that nobody will do."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             gone = [*(entry[2] for entry in self._heap), *itertools.chain(*self._own.values())]
             self._heap.clear()
             self._backlog = 0
             self._own.clear()
-            self._changed.notify_all()
+            self._wake(len(self._gates))
             return gone
+
+
+def _follow(mean: float, value: float, weight: float) -> float:
+    return value if mean == math.inf else mean + (value - mean) * min(1.0, weight)

@@ -81,8 +81,11 @@ def export(graph: _Graph, emission: Callable[[int], int]) -> Automaton:
     source, target, emissions, weights = _sorted(source, target, emissions, weights)
     final_costs = {int(rank[state]): cost for state, cost in finals.items()}
     if final_costs != {int(rank[-1]): 0.0}:
-        picked = np.nonzero(np.isin(target, list(final_costs)))[0]
-        more = np.array([final_costs[t] for t in target[picked].tolist()], dtype=np.float64)
+        ends = np.full(states, np.nan)
+        ends[list(final_costs)] = list(final_costs.values())
+        more = ends[target]
+        picked = np.nonzero(~np.isnan(more))[0]
+        more = more[picked]
         source = np.concatenate([source, source[picked]])
         target = np.concatenate([target, np.full(len(picked), states)])
         emissions = np.concatenate([emissions, emissions[picked]])

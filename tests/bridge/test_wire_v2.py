@@ -90,12 +90,13 @@ def test_messages_in_pieces(ends, seed: int) -> None:
     thread.start()
     try:
         seen_whole = 0
+        whole = []
         for number, (name, payload, memory) in enumerate(messages):
-            channel.fetch()
-            if wire_v2.is_complete(channel):
-                # What is complete can be read without waiting.
+            whole += [] if whole else wire_v2.read_complete(channel)
+            if whole:
+                # What is complete is read without waiting.
                 seen_whole += 1
-                got = wire_v2.read_message(channel, 0.0, 1 << 20)
+                got = whole.pop(0)
             else:
                 got = wire_v2.read_message(channel, time.monotonic() + 20, 1 << 20)
             assert (got.number, got.name, got.rows, got.columns) == (number, name, number + 1, 3)
@@ -119,10 +120,9 @@ def test_what_was_read_ahead_can_be_polled(ends) -> None:
     assert wire_v2.read_message(channel, time.monotonic() + 5, 100).name == b"a"
     assert channel.ahead == 73
     assert channel.poll(0)
-    assert wire_v2.is_complete(channel)
-    assert wire_v2.read_message(channel, 0.0, 100).name == b"b"
+    assert [each.name for each in wire_v2.read_complete(channel)] == [b"b"]
     assert not channel.poll(0)
-    assert not wire_v2.is_complete(channel)
+    assert wire_v2.read_complete(channel) == []
 
 
 def test_the_end_between_messages_and_inside_one(ends) -> None:

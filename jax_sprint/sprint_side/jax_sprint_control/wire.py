@@ -79,6 +79,7 @@ class Channel:
         # None: version 1.  Otherwise what `wire_v2` put here.
         self._codec = None
         self._next_codec = None
+        self._pollers = {}
         for fd in (read_fd, write_fd):
             os.set_blocking(fd, False)
 
@@ -201,6 +202,10 @@ class Channel:
             self._end += got
             self.bytes_received += got
 
+    def look(self):
+        """What was read and not taken: a buffer, where in it that begins, how many bytes it is."""
+        return self._ahead, self._begin, self._end - self._begin
+
     def take(self, size):
         """Takes `size` of the bytes that `peek` has shown, or the rest of them; says how many."""
         size = min(size, self._end - self._begin)
@@ -236,13 +241,16 @@ class Channel:
         return have
 
     def write_raw(self, pieces, deadline):
-        """Writes byte views one after the other; see `send` for what may be raised."""
+        """Writes bytes-like objects one after the other; see `send` for what may be raised."""
         first = 0
         while first < len(pieces):
             if self.write_fd is None:
                 raise PeerClosedError("the channel is closed on this side", clean=True)
             try:
-                written = os.writev(self.write_fd, pieces[first : first + _MAX_PIECES])
+                if len(pieces) == 1:
+                    written = os.write(self.write_fd, pieces[0])
+                else:
+                    written = os.writev(self.write_fd, pieces[first : first + _MAX_PIECES])
             except BlockingIOError:
                 if not self._wait(self.write_fd, select.POLLOUT, deadline):
                     raise WireTimeoutError("the peer does not read what was sent") from None
@@ -254,15 +262,17 @@ class Channel:
                 written -= len(pieces[first])
                 first += 1
             if written:
-                pieces[first] = pieces[first][written:]
+                pieces[first] = memoryview(pieces[first])[written:]
 
     # ------------------------------------------------------------------------------------ inside
 
     def _wait(self, fd, events, deadline):
         if fd is None:
             raise PeerClosedError("the channel is closed on this side", clean=True)
-        poller = select.poll()
-        poller.register(fd, events)
+        poller = self._pollers.get((fd, events))
+        if poller is None:
+            poller = self._pollers[fd, events] = select.poll()
+            poller.register(fd, events)
         if deadline is None:
             return bool(poller.poll())
         # Rounded up: a wait of 0.3 ms must not become a busy loop.

@@ -35,13 +35,13 @@ parent sends ``("upgrade", 2, memory)`` and gets ``("ok", 2, memory)``, where `m
 the shared memory is used; from then on both speak version 2.
 """
 
-import mmap
 import os
 import struct
 from collections import namedtuple
 
 import numpy as np
 
+from .memory import Memory
 from .pickle_names import FormatError
 
 __all__ = [
@@ -56,9 +56,10 @@ __all__ = [
     "Memory",
     "Message",
     "accept_upgrade",
-    "is_complete",
+    "make_header",
     "message_bytes",
     "offered_versions",
+    "read_complete",
     "read_message",
     "reply_offset",
     "write_message",
@@ -79,6 +80,35 @@ _UNDER_WAY = 1 << 16
 Message = namedtuple(
     "Message", "kind flags number name rows columns payload_bytes offset memory_bytes loss payload"
 )
+
+
+def make_header(kind, number, name, rows, columns, loss, size, memory=None):
+    """Header and name of a message, bytes: all of it, if the payload lies in the memory.
+
+    Args:
+        kind, number, rows, columns, loss: as in the header.
+        name: the segment's name, bytes.
+        size: of the payload, in bytes.
+        memory: (offset of the payload, size of the whole memory); None if it follows in the pipe.
+    """
+    flags, (offset, memory_bytes) = (0, (0, 0)) if memory is None else (IN_MEMORY, memory)
+    return (
+        _HEADER.pack(
+            _MAGIC,
+            kind,
+            flags,
+            number,
+            len(name),
+            0,
+            rows,
+            columns,
+            size,
+            offset,
+            memory_bytes,
+            loss,
+        )
+        + name
+    )
 
 
 def write_message(
@@ -105,26 +135,14 @@ def write_message(
     """
     if memory is not None:
         offset, size, memory_bytes = memory
-        header = _HEADER.pack(
-            _MAGIC,
-            kind,
-            IN_MEMORY,
-            number,
-            len(name),
-            0,
-            rows,
-            columns,
-            size,
-            offset,
-            memory_bytes,
-            loss,
-        )
-        channel.write_raw([header + name], deadline)
+        place = (offset, memory_bytes)
+        header = make_header(kind, number, name, rows, columns, loss, size, place)
+        channel.write_raw([header], deadline)
         return
     pieces = [memoryview(piece).cast("B") for piece in payload if len(piece)]
     size = sum(len(piece) for piece in pieces)
-    header = _HEADER.pack(_MAGIC, kind, 0, number, len(name), 0, rows, columns, size, 0, 0, loss)
-    channel.write_raw([memoryview(header + name), *pieces], deadline)
+    header = make_header(kind, number, name, rows, columns, loss, size)
+    channel.write_raw([header, *pieces], deadline)
 
 
 def read_message(channel, deadline, max_bytes):
@@ -154,7 +172,8 @@ def read_message(channel, deadline, max_bytes):
             "a message claims a payload of %d bytes; up to %d are accepted" % (in_pipe, max_bytes)
         )
     whole = _HEADER.size + name_bytes
-    data, begin = channel.peek(whole, deadline)
+    if channel.ahead < whole:
+        data, begin = channel.peek(whole, deadline)
     name = bytes(data[begin + _HEADER.size : begin + whole])
     payload = None
     if in_pipe:
@@ -171,15 +190,41 @@ def read_message(channel, deadline, max_bytes):
     )
 
 
-def is_complete(channel):
-    """Whether the next message was read as a whole, so that `read_message` will not wait."""
-    have = channel.ahead
-    if have < _HEADER.size:
-        return False
-    data, begin = channel.peek(_HEADER.size, 0.0)
-    header = _HEADER.unpack_from(data, begin)
-    flags, name_bytes, size = header[2], header[4], header[8]
-    return have >= _HEADER.size + name_bytes + (0 if flags & IN_MEMORY else size)
+def read_complete(channel):
+    """The messages that have come as a whole, in a list, without waiting.
+
+    It ends before one that is no valid message: `read_message` raises what is wrong with it.
+    """
+    messages = []
+    channel.fetch()
+    data, begin, have = channel.look()
+    while have >= _HEADER.size:
+        header = _HEADER.unpack_from(data, begin)
+        magic, kind, flags, number, name_bytes, _, rows, columns, size, offset, memory, loss = (
+            header
+        )
+        in_pipe = 0 if flags & IN_MEMORY else size
+        whole = _HEADER.size + name_bytes + in_pipe
+        if (
+            have < whole
+            or magic != _MAGIC
+            or not LOSS_REQUEST <= kind <= EXCEPTION_REPLY
+            or flags & ~IN_MEMORY
+            or name_bytes > _MAX_NAME
+        ):
+            break
+        first = begin + _HEADER.size
+        begin += whole
+        have -= whole
+        name = bytes(data[first : begin - in_pipe])
+        payload = (
+            np.frombuffer(data, np.uint8, in_pipe, begin - in_pipe).copy() if in_pipe else None
+        )
+        messages.append(
+            Message(kind, flags, number, name, rows, columns, size, offset, memory, loss, payload)
+        )
+        channel.take(whole)
+    return messages
 
 
 def message_bytes(name):
@@ -194,43 +239,6 @@ def message_bytes(name):
 def reply_offset(request_bytes):
     """How far behind a request's payload, of that many bytes, its reply's payload lies."""
     return -(-request_bytes // _PAGE) * _PAGE
-
-
-class Memory:
-    """One side's view of the shared file, mapped again when it has grown."""
-
-    def __init__(self, fd):
-        self.fd = fd
-        self.size = 0
-        self._map = None
-
-    def require(self, size):
-        """Maps at least `size` bytes.
-
-        Raises:
-            FormatError: the file is not that large.
-        """
-        if size <= self.size:
-            return
-        there = os.fstat(self.fd).st_size
-        if there < size:
-            raise FormatError("the shared memory has %d bytes, %d were announced" % (there, size))
-        # The old map goes with the last array that uses it.
-        self._map = mmap.mmap(self.fd, there)
-        self.size = there
-
-    def array(self, shape, offset):
-        """A float32 array of that shape there; the caller has made sure that it fits."""
-        assert self._map is not None, "nothing was mapped yet"
-        count = shape[0] * shape[1]
-        return np.frombuffer(self._map, np.float32, count, offset).reshape(shape)
-
-    def close(self):
-        """Closes the descriptor; the map goes with the last array that uses it."""
-        self._map, self.size = None, 0
-        fd, self.fd = self.fd, None
-        if fd is not None:
-            os.close(fd)
 
 
 # ------------------------------------------------------------------------------ the child's side
