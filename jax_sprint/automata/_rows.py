@@ -47,13 +47,14 @@ class _Row(NamedTuple):
 def join(automata: Sequence[OneAutomaton]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Numbers the states of several automata through, as `Automata.from_edges` takes them."""
     states = np.array([automaton[0] for automaton in automata], np.int64)
-    counts = [automaton[1] for automaton in automata]
+    counts = np.array([automaton[1] for automaton in automata], np.int64)
     first = np.cumsum(states) - states
-    edges = np.empty((4, sum(counts)), np.uint32)
-    np.concatenate([automaton[2] for automaton in automata], axis=1, out=edges[:3])
+    edges = np.empty((4, int(counts.sum())), np.uint32)
+    own = [np.zeros((3, 0), np.uint32), *(automaton[2] for automaton in automata)]
+    np.concatenate(own, axis=1, out=edges[:3])
     edges[:2] += np.repeat(first, counts).astype(np.uint32)
     edges[3] = np.repeat(np.arange(len(counts)), counts)
-    weights = np.concatenate([automaton[3] for automaton in automata])
+    weights = np.concatenate([np.zeros(0, np.float32), *(each[3] for each in automata)])
     return edges, weights, np.stack([first, first + states - 1]).astype(np.uint32)
 
 
