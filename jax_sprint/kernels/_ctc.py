@@ -11,7 +11,7 @@ import numpy as np
 from jax_sprint.kernels._graph import Graph, Links, apart
 from jax_sprint.kernels._inputs import at_least_one_frame
 from jax_sprint.kernels._partition import partition
-from jax_sprint.kernels._scores import Layout, Problem
+from jax_sprint.kernels._scores import Layout, Problem, normalized
 
 __all__ = ["ctc_loss"]
 
@@ -87,25 +87,19 @@ def _run(
     lengths = jnp.sum(kept.astype(jnp.int32), axis=1)
     broken = jnp.any(kept & ((labels < 0) | (labels >= num_labels)), axis=1)
     graph, layout = jax.tree_util.tree_map(apart, _tables(labels, lengths, blank.astype(jnp.int32)))
-    # Each path takes one label per frame, so the softmax's normaliser comes out of the sum.  The
-    # peak is taken out first: it is exact, and a logit of 90 would leave few digits to a loss of 1.
-    peak = jax.lax.stop_gradient(jnp.max(logits, axis=2, initial=-jnp.inf)).astype(dtype)
-    peak = jnp.where(jnp.isfinite(peak), peak, 0.0)
-    normaliser = jnp.log(jnp.sum(jnp.exp(logits.astype(dtype) - peak[:, :, None]), axis=2)).T
-    normaliser = jnp.where(real, normaliser, 0.0)
     nothing = jnp.zeros((labels.shape[0], 1), dtype)
     problem = Problem(
         am_scale=jnp.ones((), dtype),
         bias=jnp.zeros(layout.slot_label.shape, dtype),
         links=Links(nothing, nothing, nothing),
-        shift=jnp.where(real, peak.T, 0.0),
-        offset=-normaliser,
+        shift=None,
+        offset=None,
         graph=graph,
         layout=layout,
         real=real,
         broken=broken,
     )
-    loss = partition(1, logits, problem)
+    loss = partition(1, logits, normalized(1, logits, problem))
     return jnp.where(loss == jnp.inf, -log_epsilon.astype(dtype), loss)
 
 

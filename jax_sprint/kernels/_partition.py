@@ -140,8 +140,10 @@ def change_of(
         product = posteriors.astype(loss.dtype) * d_log_posteriors.astype(loss.dtype)
         change = change - jnp.sum(product, axis=(time_axis, 2))
     if _nonzero(d_problem.am_scale):
-        some = found.labels > 0
-        share = jnp.where(some, log_posteriors.astype(loss.dtype), 0.0) * found.labels
+        raw = log_posteriors.astype(loss.dtype)
+        if problem.shift is not None:
+            raw = raw - jnp.expand_dims(problem.shift if time_axis == 0 else problem.shift.T, 2)
+        share = jnp.where(found.labels > 0, raw, 0.0) * found.labels
         change = change - jnp.sum(share, axis=(time_axis, 2)) * d_problem.am_scale
     if _nonzero(d_problem.bias):
         slot_label = problem.layout.slot_label

@@ -21,6 +21,7 @@ __all__ = [
     "last_label",
     "last_scores",
     "node_scores",
+    "normalized",
 ]
 
 Array = Any
@@ -76,6 +77,37 @@ def node_scores(time_axis: int, log_posteriors: Array, problem: Problem) -> Scor
         ),
         last_scores(time_axis, log_posteriors, problem),
         bad_values(time_axis, log_posteriors, problem),
+    )
+
+
+def normalized(time_axis: int, logits: Array, problem: Problem) -> Problem:
+    """The problem of the logits' log_softmax, as one of the logits.
+
+    Each path takes one label per frame, so the softmax's normaliser comes out of the sum, as an
+    offset.  The peak is taken out first: it is exact, and a logit of 90 would leave few digits to a
+    loss of 1.
+
+    Args:
+        time_axis: 0 for [T, B, V], 1 for [B, T, V].
+        logits: float, as `time_axis` says.
+        problem: that of the log-posteriors, without `shift` and `offset`.
+    """
+    dtype = problem.bias.dtype
+    real = problem.real if time_axis == 0 else problem.real.T
+    peak = lax.stop_gradient(jnp.max(logits, axis=2, initial=-jnp.inf)).astype(dtype)
+    peak = jnp.where(jnp.isfinite(peak), peak, 0.0)
+    # NaN, +inf and padding are kept out, or their derivatives would be NaN; `bad_values` sees them.
+    used = real[:, :, None] & (logits < jnp.inf)
+    clean = jnp.where(used, logits.astype(dtype) - peak[:, :, None], -jnp.inf)
+    total = jnp.sum(jnp.exp(clean), axis=2)
+    some = total > 0
+    normalizer = jnp.where(some, jnp.log(jnp.where(some, total, 1.0)), jnp.nan)
+    normalizer = jnp.where(real, normalizer, 0.0)
+    if time_axis == 1:
+        peak, normalizer = peak.T, normalizer.T
+    return problem._replace(
+        shift=jnp.where(problem.real, peak, 0.0),
+        offset=-problem.am_scale * normalizer,
     )
 
 

@@ -13,6 +13,7 @@ from jax_sprint.automata import Automata
 from jax_sprint.kernels._checkpointed import checkpointed_partition
 from jax_sprint.kernels._inputs import at_least_one_frame, check, prepare
 from jax_sprint.kernels._partition import partition
+from jax_sprint.kernels._scores import normalized
 from jax_sprint.kernels._shared import prepare_shared, shared_partition
 
 __all__ = ["full_sum_loss"]
@@ -20,7 +21,27 @@ __all__ = ["full_sum_loss"]
 Array = Any
 
 
-@partial(jax.jit, static_argnames=("time_major", "checkpoint"))
+# Bytes of the recursions' values beyond which they are computed twice rather than kept.  On a CPU
+# the first touch of so much memory costs more than a second pass; elsewhere it is there to be used.
+_MOST_KEPT = {"cpu": 1 << 26}
+_MOST_KEPT_ELSEWHERE = 1 << 30
+
+
+def _too_large(log_posteriors: Array, automata: Automata) -> bool:
+    """Whether to checkpoint where the caller leaves it open."""
+    if automata.node_label is None or automata.sliced is not None:
+        return False  # these keep less, see `_shared_recursion`
+    sizes = (*log_posteriors.shape, automata.node_label.shape[-1])
+    if not all(isinstance(size, int) for size in sizes):  # symbolic, in `jax.export`
+        return False
+    frames, sequences, labels, nodes = sizes
+    kept = frames * sequences * nodes * 16  # mantissas and exponents of both recursions
+    given = frames * sequences * labels * log_posteriors.dtype.itemsize
+    most = _MOST_KEPT.get(jax.default_backend(), _MOST_KEPT_ELSEWHERE)
+    return kept > max(most, 2 * given)
+
+
+@partial(jax.jit, static_argnames=("from_logits", "time_major", "checkpoint"))
 def _loss(
     log_posteriors: Array,
     seq_lengths: Array,
@@ -30,9 +51,12 @@ def _loss(
     log_prior: Array | None,
     prior_scale: Array,
     *,
+    from_logits: bool,
     time_major: bool,
-    checkpoint: bool,
+    checkpoint: bool | None,
 ) -> Array:
+    if checkpoint is None:
+        checkpoint = _too_large(log_posteriors, automata)
     dtype = jnp.float64 if log_posteriors.dtype == jnp.float64 else jnp.float32
     time_axis = 0 if time_major else 1
     arguments = (
@@ -49,9 +73,14 @@ def _loss(
     log_posteriors = at_least_one_frame(log_posteriors, time_axis)
     if automata.sliced is not None:
         problem = prepare_shared(*arguments)
+        if from_logits:
+            log_posteriors = jax.nn.log_softmax(log_posteriors.astype(dtype))
         return shared_partition(time_axis, checkpoint, log_posteriors, problem)
     solve = checkpointed_partition if checkpoint else partition
-    return solve(time_axis, log_posteriors, prepare(*arguments))
+    problem = prepare(*arguments)
+    if from_logits:
+        problem = normalized(time_axis, log_posteriors, problem)
+    return solve(time_axis, log_posteriors, problem)
 
 
 def full_sum_loss(
@@ -64,7 +93,8 @@ def full_sum_loss(
     log_prior: Array | None = None,
     prior_scale: float | Array = 0.0,
     infeasible: Literal["inf", "zero", "error"] = "inf",
-    checkpoint: bool = False,
+    from_logits: bool = False,
+    checkpoint: bool | None = None,
     return_valid: bool = False,
     time_major: bool = True,
 ) -> Array | tuple[Array, Array]:
@@ -96,10 +126,14 @@ def full_sum_loss(
         infeasible: what the loss of a sequence without any path is.  ``"inf"``: +inf; ``"zero"``:
             0, so that it drops out of a sum; ``"error"``: none, ValueError names the sequences (in
             eager calls only).  The gradient is exactly 0 and valid False in any case.
+        from_logits: a Python bool; True takes `log_posteriors` as unnormalised logits and their
+            log_softmax inside: the same loss and gradient, with fewer passes over arrays of that
+            size and less memory than `jax.nn.log_softmax` before it.
         checkpoint: a Python bool; True keeps the recursions at every sqrt(T)-th frame only and
-            computes them again for the gradient, for long recordings: the memory beside the
-            log-posteriors grows with sqrt(T) times the automata's states in place of T times, and
-            the time by about half.  Second derivatives keep everything.
+            computes them again for the gradient: the memory beside the log-posteriors grows with
+            sqrt(T) times the automata's states in place of T times.  None decides by the sizes: on
+            a CPU True from 64 MB of kept values on that are also twice the log-posteriors, where it
+            takes no longer; elsewhere from 1 GB on.  Second derivatives keep everything.
         return_valid: also return which sequences are valid.
         time_major: False takes `log_posteriors` as [B, T, L].
 
@@ -129,8 +163,9 @@ def full_sum_loss(
         tdp_scale,
         log_prior,
         prior_scale,
+        from_logits=bool(from_logits),
         time_major=time_major,
-        checkpoint=bool(checkpoint),
+        checkpoint=None if checkpoint is None else bool(checkpoint),
     )
     valid = jnp.isfinite(loss)
     if infeasible == "zero":
