@@ -125,7 +125,9 @@ def measure_times(name: str, options: argparse.Namespace, versions: dict[str, st
 
 def measure_memory(only: list[str]) -> list[dict]:
     cases: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in only]
-    cases += [(name, {"checkpoint": True}) for name in only if name.startswith(("long", "denom"))]
+    cases += [(name, {"from_logits": False}) for name in only]
+    cases += [(name, {"checkpoint": True}) for name in only if name == "denominator"]
+    cases += [(name, {"checkpoint": False}) for name in only if name.startswith("long")]
     rows = []
     for name, more in cases:
         try:

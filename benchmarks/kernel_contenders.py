@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import kernel_workloads
@@ -77,14 +78,19 @@ def packing(work: kernel_workloads.Workload, rounds: int) -> list[float]:
     return times
 
 
-def full_sum_step(logits: Any, lengths: Any, automata: Any, **options: Any) -> Any:
+def full_sum_step(
+    logits: Any, lengths: Any, automata: Any, from_logits: bool = True, **options: Any
+) -> Any:
     """Sum of the losses and its gradient with respect to the logits."""
     import jax
 
     from jax_sprint import full_sum_loss
 
+    options["from_logits"] = from_logits
+
     def total(logits: Any) -> Any:
-        return full_sum_loss(jax.nn.log_softmax(logits), lengths, automata, **options).sum()
+        scores = logits if from_logits else jax.nn.log_softmax(logits)
+        return full_sum_loss(scores, lengths, automata, **options).sum()
 
     return jax.value_and_grad(total)(logits)
 
@@ -128,8 +134,12 @@ def contenders(
     name: str, work: kernel_workloads.Workload, options: argparse.Namespace, versions: dict
 ) -> tuple[dict[str, Contender], dict[str, str]]:
     """All that can be measured on `work`, and why the others cannot; adds to `versions`."""
+    given = work.logits, work.lengths, automata_of(work)
     found = {
-        "full_sum_loss": compiled(full_sum_step, work.logits, work.lengths, automata_of(work)),
+        "full_sum_loss": compiled(full_sum_step, *given),
+        "full_sum_loss after log_softmax": compiled(
+            partial(full_sum_step, from_logits=False), *given
+        ),
         "floor": compiled(_floor, work.logits, is_loss=False),
         "softmax": compiled(_softmax, work.logits, is_loss=False),
     }
