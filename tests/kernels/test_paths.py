@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -38,8 +39,19 @@ class Case(NamedTuple):
     ends: list[list[tuple[int, float]]]
 
 
+# Sizes for all cases of a form, so that they share their programs.
+SIZES = {
+    "band": {"nodes": 12, "band": 8, "last_arcs": 4},
+    "tables": {"nodes": 12, "band": 0, "in_arcs": 8, "out_arcs": 8, "last_arcs": 4},
+}
+FORWARD = np.array([(s, t) for s in range(5) for t in range(s, 5)])
+
+
 def make(seed: int, form: str, dead_ends: bool) -> Case:
-    """Random graphs with one to three starts and ends, of which some are left by nothing."""
+    """Random graphs with one to three starts and ends, of which some are left by nothing.
+
+    Those of the form "band" lead forward, and all edges into a state emit its label.
+    """
     rng = np.random.default_rng(seed)
     columns, starts, ends = [], [], []
     for b in range(len(LENGTHS)):
@@ -47,6 +59,10 @@ def make(seed: int, form: str, dead_ends: bool) -> Case:
         sources = rng.integers(0, 4 if dead_ends else 5, 10)
         targets = rng.integers(0, 5, 10)
         table = np.stack([low + sources, low + targets, rng.integers(0, LABELS, 10)])
+        if form == "band":
+            some = FORWARD[FORWARD[:, 0] < 4] if dead_ends else FORWARD
+            some = rng.choice(some, 10, replace=False).T
+            table = np.stack([*(low + some), rng.integers(0, LABELS, 5)[some[1]]])
         columns.append(np.concatenate([table, np.full((1, 10), b)]))
         chosen = rng.choice(4, rng.integers(1, 4), replace=False)
         starts.append([(low + int(s), float(rng.normal())) for s in chosen])
@@ -71,8 +87,9 @@ def make(seed: int, form: str, dead_ends: bool) -> Case:
         end_states=end_states,
         end_weights=end_weights,
         num_labels=LABELS,
-        pad_to={"band": 0} if form == "tables" else None,
+        pad_to=SIZES[form],
     )
+    assert (automata.in_node is None) == (form == "band")
     mine = [
         np.concatenate([edges[:3, edges[3] == b], np.flatnonzero(edges[3] == b)[None]]).astype(int)
         for b in range(len(LENGTHS))
@@ -215,22 +232,26 @@ def test_samples_come_as_often_as_they_are_probable() -> None:
         sample_paths(jax.random.key(0), X, LENGTHS, case.automata, num_samples=0)
 
 
+@jax.jit
+def learnable(automata, x, weights, starts, ends, scale):
+    changed = dataclasses.replace(automata, weights=weights, start_weights=starts, end_weights=ends)
+    return full_sum_loss(x, LENGTHS, changed, tdp_scale=scale, infeasible="zero").sum()
+
+
 @pytest.mark.parametrize("dead", [False, True])
 def test_starts_and_ends_can_be_learnt(dead: bool) -> None:
-    case = make(2, "tables", dead)
+    automata = make(2, "tables", dead).automata
     with jax.enable_x64(True):
-
-        @jax.jit
-        def loss(x, weights, starts, ends, scale):
-            automata = dataclasses.replace(
-                case.automata, weights=weights, start_weights=starts, end_weights=ends
-            )
-            values = full_sum_loss(x, LENGTHS, automata, tdp_scale=scale, infeasible="zero")
-            return values.sum()
-
-        leaves = (case.automata.weights, case.automata.start_weights, case.automata.end_weights)
+        leaves = (automata.weights, automata.start_weights, automata.end_weights)
         arguments = (X.astype(float), *(leaf.astype(float) for leaf in leaves), np.asarray(0.7))
-        check_grads(loss, arguments, order=1, modes=["rev", "fwd"], rtol=1e-5, atol=1e-5)
+        check_grads(
+            partial(learnable, automata),
+            arguments,
+            order=1,
+            modes=["rev", "fwd"],
+            rtol=1e-5,
+            atol=1e-5,
+        )
 
 
 def test_the_entropy_has_a_gradient() -> None:

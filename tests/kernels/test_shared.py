@@ -11,12 +11,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import one_shape
 import oracles
 import pytest
 from jax.test_util import check_grads
 
 from jax_sprint import Automata, forward_backward, full_sum_loss, viterbi
-from jax_sprint.automata._sliced import slice_automaton
 
 FORMS = ["copies", "shared"]
 INF = np.float32(np.inf)
@@ -149,21 +149,9 @@ def all_gradients(x, lengths, automata, arguments):
 
 def small(graph: oracles.EdgeList, form: str, batch: int) -> Automata:
     """Packed so that all small graphs have the same shapes and compile once."""
-    one = Automata.from_edges(*graph, pad_to=SIZES)
-    if form == "copies":
-        return Automata.concat([one] * batch, pad_to=SIZES)
-    shared = one.shared()
-    sliced = slice_automaton(
-        shared.edge_from,
-        shared.edge_to,
-        shared.edge_emission,
-        len(graph.weights),
-        shared.start_states,
-        shared.end_states,
-        int(shared.num_states),
-        every=True,
-    )
-    return dataclasses.replace(shared, sliced=sliced, slot_label=sliced.slot_label)
+    if form == "shared":
+        return one_shape.shared(graph, SIZES)
+    return Automata.concat([Automata.from_edges(*graph, pad_to=SIZES)] * batch, pad_to=SIZES)
 
 
 @pytest.mark.slow
