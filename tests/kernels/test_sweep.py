@@ -22,17 +22,21 @@ def test_both_forms_agree(form: str, semiring, monkeypatch: pytest.MonkeyPatch) 
     assert (automata.in_node is None) == (form == "band")
     lengths = np.array([21, 14, 0, 1, 2])
     x = rng.normal(size=(21, 5, 9)).astype(np.float32)
-    problem = _inputs.prepare(
-        21, 9, np.float32, lengths, automata, np.float32(1), np.float32(1), None, np.float32(0)
-    )
-    scores = _scores.node_scores(0, x, problem)
-    links, _ = _scores.clean(problem.links)
 
     def counts(at_once: bool) -> _occupancy.Occupancy:
         monkeypatch.setattr(_recursion, "at_once", lambda: at_once)
-        return _occupancy._counts(
-            semiring, scores.node, scores.last, links, problem.graph, problem.real
-        )
+
+        @jax.jit
+        def run(x, lengths, automata):
+            one, none = np.float32(1), np.float32(0)
+            problem = _inputs.prepare(21, 9, np.float32, lengths, automata, one, one, None, none)
+            scores = _scores.node_scores(0, x, problem)
+            links, _ = _scores.clean(problem.links)
+            return _occupancy._counts(
+                semiring, scores.node, scores.last, links, problem.graph, problem.real
+            )
+
+        return run(x, lengths, automata)
 
     found, wanted = counts(True), counts(False)
     assert np.isfinite(wanted.log_total).any()
