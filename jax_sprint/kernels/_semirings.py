@@ -10,7 +10,7 @@ precision is that of one float32 rounding, whatever the scores are: a path of sc
 beside others near 0 neither underflows nor loses a digit, there is no rescaling per frame whose
 range could be exceeded, and the exponents, being integers, add up without error however long the
 sequence.  None of its operations is transcendental: scores go through `exp` once, outside of the
-recursion.
+recursion.  It is written in `lax`: `jnp`'s operators are slower to trace, and there are many.
 Between two tidy steps, at most 4 frames apart, a mantissa grows at most by 2^4 * (2 K)^4 for K
 summands and shrinks at most by 2^-4, far from float32's limits; what an alignment of exponents
 drops is smaller than the rest by 2^-80 or so; and the exponent of zero, added up 8 times, stays an
@@ -52,12 +52,23 @@ def _bits(dtype: Any) -> tuple[Any, int, int]:
     return jnp.int32, 23, 127
 
 
+def _like(array: Array, constant: float) -> Array:
+    return lax.full_like(array, constant)
+
+
+def _fit(*arrays: Array) -> Sequence[Array]:
+    """The arrays, broadcast against each other."""
+    first = arrays[0].shape
+    same = all(array.shape == first for array in arrays)
+    return arrays if same else jnp.broadcast_arrays(*arrays)
+
+
 def power_of_two(exponent: Array, dtype: Any) -> Array:
     """2**exponent for int32 exponents below 128; 0 where that is below the normal numbers."""
     integer, fraction, bias = _bits(dtype)
-    return lax.bitcast_convert_type(
-        jnp.maximum(exponent + bias, 0).astype(integer) << fraction, dtype
-    )
+    shifted = lax.max(lax.add(exponent, _like(exponent, bias)), _like(exponent, 0))
+    shifted = lax.convert_element_type(shifted, integer)
+    return lax.bitcast_convert_type(lax.shift_left(shifted, _like(shifted, fraction)), dtype)
 
 
 class Semiring(Protocol):
@@ -81,8 +92,6 @@ class Semiring(Protocol):
 
     def ratio(self, a: Value, b: Value) -> Array: ...
 
-    def over(self, a: Value, b: Value) -> Value: ...
-
 
 class _Scaled:
     """Sums of products, each value with an exponent of its own."""
@@ -93,41 +102,54 @@ class _Scaled:
 
     def value(self, scores: Array) -> Value:
         """exp(scores): `scores` are natural logarithms, -inf gives zero."""
-        scaled = jnp.round(scores * _LOG2_E)
-        zero = ~(scaled > -_CLIP)
-        exponent = jnp.where(zero, 0.0, jnp.minimum(scaled, _CLIP))
-        rest = (jnp.where(zero, 0.0, scores) - exponent * _LN2_HIGH) - exponent * _LN2_LOW
-        mantissa = jnp.where(zero, jnp.zeros_like(rest), jnp.exp(rest))
-        return mantissa, jnp.where(zero, FLOOR, exponent.astype(jnp.int32))
+        scaled = lax.mul(scores, _like(scores, _LOG2_E))
+        scaled = lax.round(scaled, lax.RoundingMethod.TO_NEAREST_EVEN)
+        some = lax.gt(scaled, _like(scaled, -_CLIP))
+        nothing = _like(scaled, 0)
+        exponent = lax.select(some, lax.min(scaled, _like(scaled, _CLIP)), nothing)
+        rest = lax.sub(lax.select(some, scores, nothing), exponent * _LN2_HIGH)
+        rest = lax.sub(rest, exponent * _LN2_LOW)
+        mantissa = lax.select(some, lax.exp(rest), nothing)
+        exponent = lax.convert_element_type(exponent, jnp.int32)
+        return mantissa, lax.select(some, exponent, _like(exponent, FLOOR))
 
     def times(self, a: Value, b: Value) -> Value:
-        return a[0] * b[0], a[1] + b[1]
+        return lax.mul(*_fit(a[0], b[0])), lax.add(*_fit(a[1], b[1]))
 
     def plus(self, terms: Sequence[Value]) -> Value:
-        top = jnp.maximum(terms[0][1], FLOOR)
-        for _, exponent in terms[1:]:
-            top = jnp.maximum(top, exponent)
+        top = _like(terms[0][1], FLOOR)
+        for _, exponent in terms:
+            top = lax.max(*_fit(top, exponent))
         total = None
         for mantissa, exponent in terms:
-            part = mantissa * power_of_two(exponent - top, mantissa.dtype)
-            total = part if total is None else total + part
+            scale = power_of_two(lax.sub(*_fit(exponent, top)), mantissa.dtype)
+            part = lax.mul(*_fit(mantissa, scale))
+            total = part if total is None else lax.add(total, part)
         return total, top
 
     def plus_over(self, a: Value, axis: int) -> Value:
         top = jnp.max(a[1], axis=axis, keepdims=True)
-        total = jnp.sum(a[0] * power_of_two(a[1] - top, a[0].dtype), axis=axis)
-        return total, jnp.squeeze(top, axis)
+        scale = power_of_two(lax.sub(*_fit(a[1], top)), a[0].dtype)
+        return jnp.sum(lax.mul(*_fit(a[0], scale)), axis=axis), jnp.squeeze(top, axis)
 
     def tidy(self, a: Value) -> Value:
         """Moves the mantissa's exponent over; exact."""
-        mantissa, exponent = a
+        mantissa, exponent = _fit(*a)
         integer, fraction, bias = _bits(mantissa.dtype)
         bits = lax.bitcast_convert_type(mantissa, integer)
-        exponent = exponent + ((bits >> fraction).astype(jnp.int32) - bias)
-        zero = (mantissa == 0) | (exponent < FLOOR)
-        bits = (bits & ((1 << fraction) - 1)) | (bias << fraction)
-        mantissa = lax.bitcast_convert_type(bits, mantissa.dtype)
-        return jnp.where(zero, jnp.zeros_like(mantissa), mantissa), jnp.where(zero, FLOOR, exponent)
+        more = lax.shift_right_arithmetic(bits, _like(bits, fraction))
+        more = lax.convert_element_type(more, jnp.int32)
+        exponent = lax.add(exponent, lax.sub(more, _like(more, bias)))
+        zero = lax.bitwise_or(
+            lax.eq(mantissa, _like(mantissa, 0)), lax.lt(exponent, _like(exponent, FLOOR))
+        )
+        bits = lax.bitwise_and(bits, _like(bits, (1 << fraction) - 1))
+        bits = lax.bitwise_or(bits, _like(bits, bias << fraction))
+        moved = lax.bitcast_convert_type(bits, mantissa.dtype)
+        return (
+            lax.select(zero, _like(moved, 0), moved),
+            lax.select(zero, _like(exponent, FLOOR), exponent),
+        )
 
     def log(self, a: Value) -> Array:
         """Natural logarithm; the integer part enters in two exact pieces."""
@@ -142,16 +164,13 @@ class _Scaled:
         return jnp.where(zero, -jnp.inf, score)
 
     def ratio(self, a: Value, b: Value) -> Array:
-        """a / b for a <= b (up to a power of two or so); 0 where a is zero."""
-        zero = b[0] == 0
-        scale = power_of_two(jnp.minimum(a[1] - b[1], 100), a[0].dtype)
-        return jnp.where(zero, 0.0, a[0] * scale / jnp.where(zero, 1.0, b[0]))
-
-    def over(self, a: Value, b: Value) -> Value:
-        """a / b where a is zero if b is."""
-        zero = b[0] == 0
-        mantissa = a[0] / jnp.where(zero, jnp.ones_like(b[0]), b[0])
-        return mantissa, jnp.where(zero, FLOOR, a[1] - b[1])
+        """a / b for a <= b (up to a power of two or so); 0 where a or b is zero."""
+        low, high = _fit(a[0], b[0])
+        zero = lax.eq(high, _like(high, 0))
+        exponent = lax.sub(*_fit(a[1], b[1]))
+        scale = power_of_two(lax.min(exponent, _like(exponent, 100)), low.dtype)
+        share = lax.div(lax.mul(*_fit(low, scale)), lax.select(zero, _like(high, 1), high))
+        return lax.select(zero, _like(share, 0), share)
 
 
 class _Log:
@@ -187,9 +206,6 @@ class _Log:
 
     def ratio(self, a: Value, b: Value) -> Array:
         return self._exp(a[0], jnp.where(b[0] == -jnp.inf, 0.0, b[0]))
-
-    def over(self, a: Value, b: Value) -> Value:
-        return (a[0] - jnp.where(b[0] == -jnp.inf, 0.0, b[0]),)
 
     @staticmethod
     def _exp(scores: Array, reference: Array) -> Array:

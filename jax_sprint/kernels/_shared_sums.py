@@ -98,9 +98,6 @@ class _Numbers:
     def ratio(self, a: Value, b: Value) -> Array:
         return a[0] / b[0]
 
-    def over(self, a: Value, b: Value) -> Value:
-        return (a[0] / b[0],)
-
 
 def _only(value: Value) -> Array:
     return value[0]

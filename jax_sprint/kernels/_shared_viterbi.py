@@ -69,9 +69,6 @@ class _Best:
     def ratio(self, a: Value, b: Value) -> Array:
         return jnp.exp(self.log(a) - self.log(b))
 
-    def over(self, a: Value, b: Value) -> Value:
-        return a[0] - b[0], a[1] - b[1]
-
 
 def _join(value: Value) -> Array:
     return lax.complex(*value)
