@@ -2,39 +2,52 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import re
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
 from jax_sprint.bridge.options import SprintOptions, default_control_module
 from jax_sprint.errors import SprintStartError
 
-__all__ = ["build_command", "build_environment", "evaluate_config", "find_executable"]
+__all__ = [
+    "build_command",
+    "build_environment",
+    "evaluate_config",
+    "find_executable",
+    "look_up_environment",
+]
 
 _VARIABLE = re.compile(r"\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)\})")
 _RESERVED = ("c2p_fd", "p2c_fd", "minPythonControlVersion", "protocol", "shm_fd")
 _MAX_DEPTH = 16
+_ROOT = str(Path(__file__).resolve().parent.parent.parent)
 
 
 def build_environment(options: SprintOptions) -> dict[str, str]:
     """The child's environment: ours, changed by `options.env`, and for the embedded Sprint the way
     to this package, which need not be installed."""
-    environment = dict(os.environ)
-    for key, value in (options.env or {}).items():
-        if value is None:
-            environment.pop(key, None)
-        else:
-            environment[str(key)] = str(value)
+    return dict(look_up_environment(options))
+
+
+def look_up_environment(options: SprintOptions) -> Mapping[str, str]:
+    """The same, to look single variables up in: that is much faster than to copy them all."""
+    settings = (options.env or {}).items()
+    changes = {str(key): str(value) for key, value in settings if value is not None}
+    removed = [key for key, value in settings if value is None]
+    ours: MutableMapping[str, str] = os.environ
+    if removed:
+        ours = {key: value for key, value in os.environ.items() if key not in removed}
     if options.exec_path is None:
-        root = str(Path(__file__).resolve().parent.parent.parent)
-        others = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
-        environment["PYTHONPATH"] = os.pathsep.join([root, *others])
-    return environment
+        before = changes.get("PYTHONPATH", ours.get("PYTHONPATH", ""))
+        others = [path for path in before.split(os.pathsep) if path]
+        changes["PYTHONPATH"] = os.pathsep.join([_ROOT, *others])
+    return collections.ChainMap(changes, ours)
 
 
 def build_command(

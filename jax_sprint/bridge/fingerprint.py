@@ -31,12 +31,12 @@ import stat
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from jax_sprint.bridge.command import build_environment, evaluate_config, find_executable
+from jax_sprint.bridge.command import evaluate_config, find_executable, look_up_environment
 from jax_sprint.bridge.options import SprintOptions, default_control_module
 from jax_sprint.bridge.source_files import Sources, UncertainSources, find_sources
 
@@ -96,6 +96,8 @@ class Inspector:
         self._control_files: list[str] | None = None
         # The last search, and what it depended on.
         self._search: tuple[tuple, Sources] | None = None
+        # The last fingerprint, likewise.
+        self._last: tuple[tuple, Fingerprint] | None = None
 
     def __call__(self) -> Fingerprint:
         """Takes a fingerprint.
@@ -106,7 +108,7 @@ class Inspector:
             ValueError: the options do not come down to arguments.
         """
         options = self._options
-        environment = build_environment(options)
+        environment = look_up_environment(options)
         program = find_executable(options, environment)
         words = tuple(evaluate_config(options.config, options.config_mapping, environment))
         directory = os.path.abspath(os.fspath(options.cwd or "."))
@@ -119,34 +121,61 @@ class Inspector:
             own += _embedded_files()
         for path in [*own, *sources.configs, *sources.candidates]:
             _add_file(files, path)
+        where = os.stat(directory) if os.path.isdir(directory) else None
+        basis = (
+            tuple(program),
+            words,
+            tuple(
+                f"{key}:{value}" for key, value in sorted((options.control_config or {}).items())
+            ),
+            tuple(f"{key}={value}" for key, value in sorted((options.env or {}).items())),
+            (directory, where and (where.st_dev, where.st_ino)),
+            tuple((name, environment.get(name)) for name in sources.variables),
+            environment.get(_ARGUMENTS_OF_SPRINT),
+            tuple(files.values()),
+        )
+        last = self._last
+        if last is None or last[0] != basis:
+            last = self._last = basis, self._fingerprint(*basis)
+        return last[1]
+
+    def _fingerprint(
+        self,
+        program: tuple[str, ...],
+        words: tuple[str, ...],
+        control: tuple[str, ...],
+        settings: tuple[str, ...],
+        directory: tuple[str, object],
+        variables: tuple[tuple[str, str | None], ...],
+        arguments: str | None,
+        files: tuple[FileState, ...],
+    ) -> Fingerprint:
+        options = self._options
         digest = hashlib.blake2b(digest_size=20)
         for part in (
             "1",
             *(f"word {word}" for word in (*program[1:], "", *words)),
-            *(
-                f"control {key}:{value}"
-                for key, value in sorted((options.control_config or {}).items())
-            ),
+            *(f"control {pair}" for pair in control),
             f"module {options.control_module and options.control_module[1]}",
             f"order {options.use_python_segment_order}",
-            f"directory {os.path.realpath(directory)}",
-            *(f"env {key}={value}" for key, value in sorted((options.env or {}).items())),
-            *(f"env {name}={environment.get(name)}" for name in sources.variables),
-            f"env {environment.get(_ARGUMENTS_OF_SPRINT)}",
+            f"directory {os.path.realpath(directory[0])}",
+            *(f"env {pair}" for pair in settings),
+            *(f"env {name}={value}" for name, value in variables),
+            f"env {arguments}",
             f"python {platform.python_version()} {np.__version__}"
             if options.exec_path is None
             else "",
-            *(f"file {file.path} {file.digest}" for file in files.values()),
+            *(f"file {file.path} {file.digest}" for file in files),
         ):
             digest.update(part.encode("utf-8", "surrogateescape") + b"\0")
-        return Fingerprint(digest.hexdigest(), words, tuple(files.values()))
+        return Fingerprint(digest.hexdigest(), words, files)
 
     def _find(
         self,
         words: tuple[str, ...],
         program: list[str],
         directory: str,
-        environment: dict[str, str],
+        environment: Mapping[str, str],
     ) -> Sources:
         """The files that matter, searched again only if something about the search changed."""
         more = environment.get(_ARGUMENTS_OF_SPRINT, "").split()
