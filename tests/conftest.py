@@ -1,4 +1,11 @@
-"""What every test shares: strict promotion, a fixed number of devices, the golden data."""
+"""What every test shares: strict promotion, a fixed number of devices, the golden data.
+
+And how programs are compiled: nearly all time of the kernels' tests goes into that, and nearly half
+of it into optimizing machine code, which a loop over twenty frames does not need.  So this is off,
+but for tests marked `optimized` (exactness, memory, the compiled program) or `gpu`, and but for
+whatever runs in a process of its own: demo, notebooks, examples, devices that wait for each other.
+With JAX_DISABLE_MOST_OPTIMIZATIONS=0 in the environment it is on for all.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +27,26 @@ def pytest_configure(config: pytest.Config) -> None:
     # The package must work for users who forbid every implicit promotion.
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+_QUICK = "jax_disable_most_optimizations"
+_quick = None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    global _quick
+    if _QUICK.upper() in os.environ:
+        return
+    quick = not any(item.get_closest_marker(name) for name in ("optimized", "gpu"))
+    if quick == _quick:
+        return
+    import jax
+
+    jax.config.update(_QUICK, quick)
+    if _quick:
+        jax.clear_caches()  # no program from before is taken for an optimized one
+    _quick = quick
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

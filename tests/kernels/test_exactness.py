@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from jax_sprint import Automata, ctc_loss, fast_baum_welch, forward_backward, full_sum_loss
 
+pytestmark = pytest.mark.optimized
 MOST = 4  # states of a random automaton: no row of a shared table has more than 8 entries
 LENGTHS = np.array([20000, 4000, 400])
 

@@ -443,6 +443,7 @@ def test_batch_major_and_half_precision() -> None:
     np.testing.assert_allclose(jnp.swapaxes(major_gradient, 0, 1), full, atol=1e-6)
 
 
+@pytest.mark.optimized
 def test_checkpointing_changes_memory_alone() -> None:
     rng = np.random.default_rng(10)
     graph, lengths = hub(rng, 12), np.array([23, 0, 11])

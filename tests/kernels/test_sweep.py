@@ -60,6 +60,7 @@ def losses(x, lengths, automata):
     return jax.value_and_grad(total, has_aux=True)(x)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("form", ["band", "tables"])
 def test_the_loops_copy_nothing_of_all_frames(form: str) -> None:
     """XLA copies what a loop carries and cannot overwrite: all frames of it, in each frame."""

@@ -101,6 +101,7 @@ def test_in_shard_map(check_vma: bool) -> None:
     np.testing.assert_allclose(sharded(x, LENGTHS, automata), step(x, LENGTHS, automata), atol=1e-6)
 
 
+@pytest.mark.optimized
 def test_memory_grows_with_the_root_of_the_frames() -> None:
     """XLA's own account of what it allocates, beside arguments and results."""
     rng = np.random.default_rng(0)

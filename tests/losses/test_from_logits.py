@@ -140,6 +140,7 @@ def test_derivatives_in_float64() -> None:
         check_grads(jax.jit(loss), (x, 0.8), order=2, atol=1e-5, rtol=1e-5, eps=1e-4)
 
 
+@pytest.mark.optimized
 def test_memory_is_that_of_the_recursions() -> None:
     """With many labels nothing of the logits' size is kept beside the gradient."""
     automata = Automata.from_edges(*edges(), num_labels=2000)
