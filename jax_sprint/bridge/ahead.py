@@ -25,7 +25,7 @@ _AHEAD_SECONDS = 0.005
 # are wrong by no more than that.
 _LEAD, _MOST_WRONG = 3e-3, 2e-3
 # That many short ones may wait although another Sprint might take them.
-_MOST_SHORT = 8
+_MOST_SHORT = 11
 # Requests up to this size are handled by one thread at a time.
 _SHORT_BYTES = 1 << 18
 # How long to wait for several short answers, in seconds; the shortest one means not at all.
@@ -90,7 +90,8 @@ class Ahead:
         # No other Sprint shall be without work at the end because of what waits for this one,
         # unless one is enough anyhow (which may turn out to be wrong, so not too many).
         if (
-            backlog < self._others * 2 * load * self._slowness(usual)
+            self._others
+            and backlog < self._others * 2 * load * self._slowness(usual)
             and not (
                 waiting < _MOST_SHORT
                 and cost * pace <= SHORT

@@ -32,12 +32,16 @@ class Forecast:
         memory = _MEMORY**count
         if self._sums[0]:
             error = abs(each - self.seconds(cost))
-            known = each if self.error == math.inf else self.error
-            self.error = error + (known - error) * _MEMORY_OF_ERRORS**count
-        new = (1.0, cost, cost * cost, each, cost * each)
+            before = each if self.error == math.inf else self.error
+            self.error = error + (before - error) * _MEMORY_OF_ERRORS**count
         weight = (1.0 - memory) / (1.0 - _MEMORY)
-        self._sums = tuple(  # type: ignore[assignment]
-            memory * old + weight * value for old, value in zip(self._sums, new, strict=True)
+        known, costs, squares, took, products = self._sums
+        self._sums = (
+            memory * known + weight,
+            memory * costs + weight * cost,
+            memory * squares + weight * cost * cost,
+            memory * took + weight * each,
+            memory * products + weight * cost * each,
         )
 
     def seconds(self, cost: float) -> float:

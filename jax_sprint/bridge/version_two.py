@@ -315,4 +315,4 @@ class VersionTwo:
 
 def _region(size: int) -> int:
     """How much memory a request and its answer take."""
-    return 2 * wire_v2.reply_offset(size)
+    return -(-size // wire_v2.PAGE) * 2 * wire_v2.PAGE

@@ -102,20 +102,20 @@ class Worker(threading.Thread):
         count = len(jobs)
         now = time.monotonic()
         took, self._ahead.since = now - self._ahead.since, now
-        cost = sum(job.cost for job in jobs) / count
+        cost = sum([job.cost for job in jobs]) / count
         self._ahead.answered(cost, took, count)
         # What took our own time another thread could not do any faster beside us.
         self._queue.answered(cost, self._waited, count, took)
         self._waited = 0.0
         self._account.child_seconds += took
-        self._account.requests += sum(job.movable and not job.settled for job in jobs)
+        self._account.requests += sum([job.movable and not job.settled for job in jobs])
         with self._lock:
             for job in jobs:
                 self._ahead.remove(job)
         # The batch's caller, when it has all answers, shall find them counted.
         last = self._jobs[-1].batch if self._jobs else None
-        batches = dict.fromkeys(job.batch for job in jobs)
-        if last not in batches or len(batches) > 1:
+        batches = {job.batch for job in jobs}
+        if batches != {last}:
             self._count()
         for batch in batches:
             batch.settle_all(jobs)

@@ -52,6 +52,7 @@ __all__ = [
     "IN_MEMORY",
     "LOSS_REPLY",
     "LOSS_REQUEST",
+    "PAGE",
     "ChildCodec",
     "Memory",
     "Message",
@@ -71,7 +72,7 @@ IN_MEMORY = 1
 _HEADER = struct.Struct("<4sHHQIIQQQQQd")
 _MAGIC = b"JSv2"
 _MAX_NAME = 1 << 16
-_PAGE = 4096
+PAGE = 4096
 # As many requests as the parent likes: they wait outside of this process.
 _UNDER_WAY = 1 << 16
 
@@ -238,7 +239,7 @@ def message_bytes(name):
 
 def reply_offset(request_bytes):
     """How far behind a request's payload, of that many bytes, its reply's payload lies."""
-    return -(-request_bytes // _PAGE) * _PAGE
+    return -(-request_bytes // PAGE) * PAGE
 
 
 # ------------------------------------------------------------------------------ the child's side
@@ -297,7 +298,7 @@ class ChildCodec:
         if rows * columns * 4 != size or not size:
             raise FormatError("log-posteriors [%d, %d] in %d bytes" % (rows, columns, size))
         if message.flags & IN_MEMORY:
-            if self.memory is None or message.offset % _PAGE:
+            if self.memory is None or message.offset % PAGE:
                 raise FormatError("a payload in shared memory that was not agreed upon")
             end = message.offset + reply_offset(size) + size
             self.memory.require(max(message.memory_bytes, end))
