@@ -166,6 +166,7 @@ def test_the_only_paths_are_far_below_the_others(way: str) -> None:
     check(way, ladder(rungs), x, rungs + spare)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_weights_alone_may_underflow(way: str) -> None:
     """Costs of 100 to 300 nats on every arc, scores near 0."""

@@ -254,6 +254,7 @@ def test_starts_and_ends_can_be_learnt(dead: bool) -> None:
         )
 
 
+@pytest.mark.slow
 def test_the_entropy_has_a_gradient() -> None:
     case = make(0, "tables", True)
     with jax.enable_x64(True):

@@ -371,6 +371,7 @@ def test_ties_go_to_the_first_edge(form: str) -> None:
         assert np.asarray(alignment)[:, 0].tolist() == [first, 2]
 
 
+@pytest.mark.slow
 def test_derivatives_in_float64() -> None:
     rng = np.random.default_rng(5)
     with jax.enable_x64(True):

@@ -23,6 +23,7 @@ def batch(seed: int, size: int, frames: int) -> tuple[np.ndarray, np.ndarray, Au
     return x, lengths, Automata.from_edges(*oracles.hmm_like(rng, size, 1, L), num_labels=L)
 
 
+@jax.jit
 def step(x: Any, lengths: Any, automata: Automata) -> Any:
     def total(x: Any, weights: Any) -> Any:
         return full_sum_loss(x, lengths, automata.with_weights(weights)).sum()
@@ -45,7 +46,7 @@ def test_symbolic_frames_and_sequences() -> None:
     def shape(leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((b, *leaf.shape[1:]), leaf.dtype)
 
-    exported = export.export(jax.jit(step))(
+    exported = export.export(step)(
         jax.ShapeDtypeStruct((t, b, L), jnp.float32),
         jax.ShapeDtypeStruct((b,), jnp.int32),
         jax.tree.map(shape, automata),
@@ -57,17 +58,18 @@ def test_symbolic_frames_and_sequences() -> None:
     check(exported.call(x, lengths, other), (x, lengths, other))
 
 
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("shared", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_stored_program_takes_automata_and_has_a_gradient(shared: bool) -> None:
     pytest.importorskip("flatbuffers", reason="jax.export writes with flatbuffers")
     x, lengths, automata = batch(0, 3, 14)
     if shared:
         automata = automata[0].shared()
 
+    @jax.jit
     def loss(x: Any, lengths: Any, automata: Automata) -> Any:
         return full_sum_loss(x, lengths, automata, infeasible="zero").sum()
 
-    stored = export.export(jax.jit(loss))(x, lengths, automata).serialize(vjp_order=1)
+    stored = export.export(loss)(x, lengths, automata).serialize(vjp_order=1)
     again = export.deserialize(bytearray(stored))
     np.testing.assert_allclose(
         again.call(x, lengths, automata), loss(x, lengths, automata), rtol=1e-6

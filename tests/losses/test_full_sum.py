@@ -127,7 +127,9 @@ def test_automata_of_the_real_rasr(golden_dir, name: str) -> None:
     dynamic_programming_agrees(automata, x, lengths, Automata.from_edges(*automata))
 
 
-@pytest.mark.parametrize(("form", "order"), [("band", 2), ("tables", 1)])
+@pytest.mark.parametrize(
+    ("form", "order"), [pytest.param("band", 2, marks=pytest.mark.slow), ("tables", 1)]
+)
 def test_derivatives_in_float64(form: str, order: int) -> None:
     rng = np.random.default_rng(3)
     automata = oracles.hmm_like(rng, 2, 1, 5)

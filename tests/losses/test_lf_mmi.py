@@ -76,6 +76,7 @@ def test_value_and_gradients_against_all_paths() -> None:
         assert not np.asarray(gradients[0])[length:, b].any()
 
 
+@pytest.mark.slow
 def test_finite_differences_in_float64() -> None:
     rng = np.random.default_rng(1)
     with jax.enable_x64(True):
