@@ -158,11 +158,11 @@ def _summary(
             graph,
             whole,
         )
-        node = jnp.where(valid[None, :, None], found.node, 0.0)
-        last = None
-        if endings.last is not None:
-            last = jnp.where(valid[:, None, None], endings.last * found.at_end[:, :, None], 0.0)
-        labels = by_label(node, last, problem, num_labels, time_axis, first)
+        share = jnp.where(valid[None, :, None], found.share, 0.0)
+        last = endings.last
+        if last is not None:
+            last = jnp.where(valid[:, None, None], last, 0.0)
+        labels = by_label(share, last, problem, num_labels, time_axis, first)
         if with_arcs:
             arc = arc + found.arc
         return (beta, arc, at_end + found.at_end), labels.astype(log_posteriors.dtype)

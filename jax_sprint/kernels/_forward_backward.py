@@ -55,7 +55,7 @@ def _run(
         return loss, jax.lax.slice_in_dim(found.labels, 0, num_frames, axis=time_axis), None
     problem = prepare(*arguments)
     loss, counts = solve(time_axis, at_least_one_frame(log_posteriors, time_axis), problem)
-    posteriors = by_label(counts.node, counts.last, problem, num_labels, time_axis)
+    posteriors = by_label(*counts.shares, problem, num_labels, time_axis)
     posteriors = jax.lax.slice_in_dim(posteriors, 0, num_frames, axis=time_axis)
     if not with_occupancies:
         return loss, posteriors, None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -33,6 +34,7 @@ __all__ = [
     "predecessors",
     "sources",
     "turn",
+    "varying_as",
     "widen",
 ]
 
@@ -250,6 +252,12 @@ def per_sequence(condition: Array, yes: Value, no: Value) -> Value:
     """Sequence by sequence; `condition` is [B], the values are of [B] or [B, N]."""
     condition = condition.reshape(condition.shape + (1,) * (yes[0].ndim - 1))
     return tuple(jnp.where(condition, y, n) for y, n in zip(yes, no, strict=True))
+
+
+def varying_as(array: Array, other: Array) -> Array:
+    """The array [T, B, N], varying over the mesh axes over which `other` [B, N] does."""
+    varying = array + (other * 0)[None]
+    return array if jax.typeof(array) == jax.typeof(varying) else varying
 
 
 def at_frame(scores: Array, frame: Array) -> Array:

@@ -22,9 +22,19 @@ from jax_sprint.kernels._graph import Graph, Links, at_frame, nothing_but
 from jax_sprint.kernels._recursion import arc_flows, sweep
 from jax_sprint.kernels._semirings import LOG, SCALED, Semiring, Value
 
-__all__ = ["Occupancy", "Visits", "occupancy", "visits"]
+__all__ = ["Occupancy", "Shares", "Visits", "occupancy", "visits"]
 
 Array = Any
+
+
+class Shares(NamedTuple):
+    """The same of each frame, up to a factor: what rounding its nodes share is still in it.
+
+    Who sums them up may as well divide afterwards, when they are fewer.
+    """
+
+    node: Array  # [T, B, N]
+    last: Array | None  # [B, J, N], in the last frame
 
 
 class Occupancy(NamedTuple):
@@ -36,12 +46,14 @@ class Occupancy(NamedTuple):
     start: Array  # [B, N] probability that the path starts in the node
     end: Array  # [B, N] probability that the path ends in the node
     last: Array | None  # [B, J, N] probability that the path takes the arc of `Graph.last`
+    shares: Shares
 
 
 class Visits(NamedTuple):
     """Expected counts of some frames."""
 
     node: Array  # [C, B, N]
+    share: Array  # [C, B, N], see `Shares`
     arc: Array  # [B, K, N]
     at_end: Array  # [B, 1] what makes the last frame's probabilities sum to one; 0 elsewhere
 
@@ -102,7 +114,7 @@ def visits(
         return semiring.ratio(flow, total) * scale
 
     arc = arc_flows(semiring, sources, targets, links.arcs, graph, weigh)
-    return Visits(node * scale, arc, jnp.sum(jnp.where(at_last, scale, 0.0), axis=0))
+    return Visits(node * scale, node, arc, jnp.sum(jnp.where(at_last, scale, 0.0), axis=0))
 
 
 def _counts(
@@ -132,7 +144,8 @@ def _counts(
         whole,
     )
     end, last = finished(closing, endings, start, found.at_end)
-    return Occupancy(semiring.log(whole), found.node, found.arc, start, end, last)
+    shares = Shares(found.share, endings.last)
+    return Occupancy(semiring.log(whole), found.node, found.arc, start, end, last, shares)
 
 
 @jax.custom_jvp

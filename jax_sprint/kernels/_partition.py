@@ -104,13 +104,16 @@ def only(counts: Occupancy, valid: Array) -> Occupancy:
         start=at(counts.start, 0),
         end=at(counts.end, 0),
         last=at(counts.last, 0),
+        shares=counts.shares._replace(
+            node=at(counts.shares.node, 1), last=at(counts.shares.last, 0)
+        ),
     )
 
 
 def summary(time_axis: int, log_posteriors: Array, problem: Problem) -> tuple[Array, Summary]:
     """Loss [B], and what its first derivatives need; see `partition`."""
     loss, counts = solve(time_axis, log_posteriors, problem)
-    labels = by_label(counts.node, counts.last, problem, log_posteriors.shape[2], time_axis)
+    labels = by_label(*counts.shares, problem, log_posteriors.shape[2], time_axis)
     return loss, Summary(labels, counts.arc, counts.start, counts.end, counts.last)
 
 

@@ -254,11 +254,11 @@ def by_label(
     time_axis: int,
     first_frame: Array | int = 0,
 ) -> Array:
-    """Sums occupancies by label: [C, B, V], or [B, C, V].
+    """Probabilities of the labels [C, B, V], or [B, C, V]; 0 where a frame's shares are.
 
     Args:
-        node: [C, B, N], of the frames from `first_frame` on.
-        last: [B, J, N], of the arcs of `Graph.last`, or None.
+        node: [C, B, N], shares (see `Shares`) of the frames from `first_frame` on.
+        last: [B, J, N], those of the arcs of `Graph.last` in the last frame, or None.
         problem: what they were computed for.
         num_labels: V.
         time_axis: 0 or 1.
@@ -276,6 +276,8 @@ def by_label(
         here = lax.broadcasted_iota(jnp.int32, (1, by_slot.shape[1], 1), 1) + first_frame
         here = here == at[:, None, None]
         by_slot = by_slot + jnp.where(here, more, 0.0)
+    mass = jnp.sum(by_slot, axis=2, keepdims=True)
+    by_slot = by_slot * jnp.where(mass > 0, 1.0 / jnp.where(mass > 0, mass, 1.0), 0.0)
     if time_axis == 0:
         by_slot = jnp.swapaxes(by_slot, 0, 1)
     return _spread(by_slot, problem, num_labels, time_axis)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from jax_sprint.kernels._graph import Side, collect, per_sequence
+from jax_sprint.kernels._graph import Side, collect, per_sequence, varying_as
 from jax_sprint.kernels._semirings import Semiring, Value
 
 __all__ = ["BLOCK", "Place", "each_frame", "frame_of", "frames_of", "steps"]
@@ -173,7 +173,7 @@ def _overwrite(
     keep: bool,
 ) -> tuple[Value, Value | None]:
     # Over mesh axes the emissions may vary less than what takes their place.
-    kept = tuple(array + (part * 0)[None] for array, part in zip(emission, first, strict=True))
+    kept = tuple(varying_as(array, part) for array, part in zip(emission, first, strict=True))
 
     def ready(x: Value, emitted: Value, place: Array) -> Value | None:
         # Made at the end of the step before: within a step XLA would multiply element by element
