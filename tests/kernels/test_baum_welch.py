@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from jax_sprint import fast_baum_welch
 
+pytestmark = pytest.mark.optimized
 T, B, L, E, STATES = 5, 3, 4, 64, 40
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from jax_sprint import Automata, ctc_loss, full_sum_loss, topologies
 
+pytestmark = pytest.mark.optimized
 B, T, K, N = 5, 24, 8, 6
 
 

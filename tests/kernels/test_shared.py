@@ -266,6 +266,7 @@ def pulled(x, lengths, automata):
     return loss, valid, pull(jnp.where(valid, 1.0, jnp.inf))[0]
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("form", FORMS)
 def test_a_bad_sequence_leaves_its_neighbours_alone(form: str) -> None:
     rng = np.random.default_rng(3)
@@ -301,6 +302,7 @@ def test_a_bad_sequence_leaves_its_neighbours_alone(form: str) -> None:
                 np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.optimized
 def test_bad_values_that_all_sequences_share() -> None:
     x, lengths = np.zeros((4, 2, 3), np.float32), np.array([4, 3])
     automata = packed(oracles.chain(), "shared", 2, num_labels=3)
@@ -319,6 +321,7 @@ def test_bad_values_that_all_sequences_share() -> None:
         full_sum_loss(x, lengths, unchecked)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("form", FORMS)
 def test_empty_batches_frames_and_automata(form: str) -> None:
     automata = packed(oracles.chain(), form, 2, num_labels=3)
@@ -337,6 +340,7 @@ def test_empty_batches_frames_and_automata(form: str) -> None:
     assert viterbi(x, lengths, automata)[1].tolist() == [0.0, -np.inf]
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("score", [-60.0, -1000.0])
 def test_the_only_path_may_be_far_below_the_others(form: str, score: float) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from jax_sprint import Automata, full_sum_loss, viterbi
 
+pytestmark = pytest.mark.optimized
 T, L = 12, 5
 CASES = {
     "good": np.isfinite,

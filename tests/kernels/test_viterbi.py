@@ -104,6 +104,7 @@ def test_ties_between_the_labels_of_one_state(end: int) -> None:
                 assert alignment[:length, 0].tolist() == [first] + [2] * (length - 1)
 
 
+@pytest.mark.optimized
 def test_batch_major_bad_values_and_no_gradient() -> None:
     rng = np.random.default_rng(2)
     automata = oracles.hmm_like(rng, 3, 1, 4)

@@ -74,6 +74,7 @@ def test_same_loss_and_gradients(form: str) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), found, wanted)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("where", ["valid", "padding"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_bad_values(where: str, value: float) -> None:
@@ -105,6 +106,7 @@ def test_bad_values(where: str, value: float) -> None:
         assert not np.asarray(gradient[:, 1]).any()
 
 
+@pytest.mark.optimized
 def test_large_logits_lose_no_digits() -> None:
     """A constant per frame changes nothing: not even a digit."""
     automata = Automata.from_edges(*edges(), num_labels=L)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from jax_sprint import Automata, forward_backward, full_sum_loss
 
+pytestmark = pytest.mark.optimized
 INF = np.float32(np.inf)
 
 

@@ -103,6 +103,7 @@ def test_finite_differences_in_float64() -> None:
         check_grads(loss, arguments, order=1, modes=["rev", "fwd"], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.optimized
 def test_missing_paths_and_bad_values_never_make_a_good_loss() -> None:
     """Sequence 0: no numerator; 1: NaN; 2: no denominator; 3: as it should be."""
     one = topologies.linear(np.array([[1, 2]] * 4), np.array([2] * 4), num_labels=4)
