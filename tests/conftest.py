@@ -3,7 +3,7 @@
 And how programs are compiled: nearly all time of the kernels' tests goes into that, and nearly half
 of it into optimizing machine code, which a loop over twenty frames does not need.  So this is off,
 but for tests marked `optimized` (exactness, bad values, memory, the compiled program) or `gpu`, and
-whatever runs in a process of its own: demo, notebooks, examples, devices that wait for each other.
+for what runs in processes of its own: demo, notebooks, examples, devices that wait for each other.
 With JAX_DISABLE_MOST_OPTIMIZATIONS=0 in the environment it is on for all.
 """
 

@@ -25,8 +25,9 @@ SECOND = Path(__file__).with_name("second_sprint.py")
 PROLOGUE = f"""
 import os, signal, sys, threading, time
 import numpy as np
-# A shell starts background jobs, such as a test run may be one, with SIGINT ignored.
+# A shell starts background jobs, such as a test run may be one, with SIGINT ignored; nohup, SIGHUP.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 sys.path.insert(0, {str(ROOT)!r})
 from jax_sprint.bridge import SprintInstancePool, SprintSubprocessInstance
 from jax_sprint.errors import SprintError
