@@ -191,3 +191,30 @@ def test_an_include_that_only_sprint_can_resolve(folder: Path) -> None:
     (folder / "lexicon.xml").write_text("<lexicon><include file='$(x).xml'/></lexicon>")
     with pytest.raises(UncertainSources, match="only Sprint"):
         inspector(folder)()
+
+
+def test_it_is_hashed_only_when_something_changed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "here").mkdir()
+    (folder / "there").mkdir()
+    link = folder / "link"
+    link.symlink_to(folder / "here")
+    inspect = inspector(folder, "--*.tying.file=$(TYING)", cwd=link)
+    monkeypatch.setenv("TYING", "one.lut")
+    first = inspect()
+    assert inspect() is first
+    monkeypatch.setenv("TYING", "two.lut")
+    assert inspect().digest != first.digest
+    monkeypatch.delenv("TYING")
+    assert inspect().digest != first.digest
+    monkeypatch.setenv("TYING", "one.lut")
+    assert inspect() == first
+    # The same name, but another directory.
+    link.unlink()
+    link.symlink_to(folder / "there")
+    assert inspect().digest != first.digest
+    (folder / "there" / "one.lut").write_text("a 0")
+    with_file = inspect()
+    (folder / "there" / "one.lut").write_text("a 1")
+    assert inspect().digest != with_file.digest
