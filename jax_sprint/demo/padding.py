@@ -60,7 +60,9 @@ class Padding:
             starts = targets.sizes.get("starts", 1)
             nodes = starts + np.count_nonzero(np.asarray(targets.node_label) >= 0, axis=1)
             self.cells += int((batch.lengths * nodes).sum())
-            self.padded_cells += rows * frames * targets.sizes["nodes"]
+            # The recursions end with the longest sequence (on a CPU).
+            longest = int(batch.lengths.max(initial=0))
+            self.padded_cells += rows * longest * targets.sizes["nodes"]
         return first
 
     @property

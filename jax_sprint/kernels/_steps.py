@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -33,8 +34,30 @@ class Place(NamedTuple):
     next: Array  # that of the next frame to come
 
 
+def _longest(counts: Array) -> Array:
+    frame = lax.broadcasted_iota(jnp.int32, counts.shape, 0)
+    return jnp.max(jnp.where(counts, frame + 1, 0), initial=0)
+
+
+@jax.custom_batching.custom_vmap
+def longest(counts: Array) -> Array:
+    """Up to which frame of [T, B] any counts, scalar int32; under `jax.vmap` of all that it maps.
+
+    A loop with a length of its own for each element would be one over all, which selects between
+    all it carries in each step.
+    """
+    return _longest(counts)
+
+
+@longest.def_vmap
+def _longest_of_all(axis_size: int, in_batched: Any, counts: Array) -> tuple[Array, bool]:
+    del axis_size, in_batched
+    return jnp.max(jax.vmap(_longest)(counts), initial=0), False
+
+
 def each_frame(
     frames: Any,
+    stop: Any,
     back: bool,
     enter: Callable[[Any, Array, int, Array], tuple[Any, Any]],
     step: Callable[[Any, Any, Place], Any],
@@ -48,6 +71,7 @@ def each_frame(
 
     Args:
         frames: number of frames, > 0; may be symbolic (`jax.export`), then a block is one frame.
+        stop: how many of them to visit, from the first on; may be traced.
         back: whether to go from the last frame to the first.
         enter: takes the carry, the first frame of a block, the number of its frames and the place
             of the first step; returns the carry, and what the block's steps read.
@@ -60,11 +84,11 @@ def each_frame(
         The last carry.
     """
     size = min(BLOCK, frames) if isinstance(frames, int) else 1
-    blocks = (frames + size - 1) // size
-    early = blocks * size - frames
+    blocks = (stop + size - 1) // size
+    early = blocks * size - stop
 
     def frame(number: Array) -> Array:
-        return frames - 1 + early - number if back else number - early
+        return stop - 1 + early - number if back else number - early
 
     def block(number: Array, carry: Any) -> Any:
         first = number * size
@@ -77,7 +101,7 @@ def each_frame(
 
         def one(count: Array, carry: Any) -> Any:
             t = frame(first + count)
-            here = jnp.clip(t, 0, frames - 1)
+            here = jnp.clip(t, 0, stop - 1)
             at = Place(here, here == t, place(first + count), place(first + count + 1))
             return step(carry, data, at)
 
@@ -139,7 +163,8 @@ def steps(
         keep: whether to keep alpha, or beta, of every frame.
 
     Returns:
-        The last x; and what is kept, of [T, B, N], in frames that do not count the x before.
+        The last x; and what is kept, of [T, B, N]: in frames that do not count the x before, and
+        anything finite after the last that does.
     """
     run = _scan if semiring.by_jax else _overwrite
     return run(semiring, side, ahead, first, counts, emission, keep)
@@ -202,5 +227,7 @@ def _overwrite(
         return after, ready(after, emitted, at.next), kept
 
     carry = (first, None if ahead is True else first, kept if keep else None)
-    x, _, kept = each_frame(counts.shape[0], ahead is False, enter, step, carry)
+    frames = counts.shape[0]
+    stop = longest(counts) if isinstance(ahead, bool) else frames
+    x, _, kept = each_frame(frames, stop, ahead is False, enter, step, carry)
     return semiring.tidy(x), kept

@@ -10,7 +10,7 @@ import oracles
 import pytest
 
 from jax_sprint import Automata, full_sum_loss
-from jax_sprint.kernels import _inputs, _occupancy, _recursion, _scores
+from jax_sprint.kernels import _inputs, _occupancy, _recursion, _scores, _steps
 from jax_sprint.kernels._semirings import LOG, SCALED
 
 
@@ -102,3 +102,25 @@ def test_sequences_do_not_see_each_other_across_the_ends_of_a_band() -> None:
     for other in (0, 2):
         assert loss[other] == wanted[other]
         np.testing.assert_array_equal(gradient[:, other], expected[:, other])
+
+
+def test_the_loops_end_with_the_longest_sequence() -> None:
+    counts = np.zeros((9, 3), bool)
+    counts[[0, 4, 6], 1] = True
+    assert int(jax.jit(_steps.longest)(counts)) == 7
+    assert int(_steps.longest(counts & False)) == 0
+    several = jax.vmap(_steps.longest)(np.stack([counts, counts & False]))
+    assert several.tolist() == [7, 7]
+
+
+def test_under_vmap_the_loops_select_nothing_of_all_frames() -> None:
+    """They would, in each frame, if each mapped element had its own number of frames."""
+    frames, labels = 23, 9
+    automata = packed("band", oracles.hmm_like(np.random.default_rng(0), 2, 2, labels), labels)
+    x = np.zeros((4, frames, 2, labels), np.float32)
+    lengths = np.array([[23, 20], [5, 4], [7, 0], [9, 3]])
+    step = jax.jit(jax.vmap(lambda x, n: losses(x, n, automata)))
+    kept = f"4x{frames}x2x{automata.sizes['nodes']}x"
+    lines = [line for line in step.lower(x, lengths).as_text().splitlines() if kept in line]
+    assert any("stablehlo.while" in line or "iterArg" in line for line in lines)
+    assert not [line for line in lines if "stablehlo.select" in line and "iterArg" in line]
