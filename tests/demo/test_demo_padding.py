@@ -70,7 +70,7 @@ def test_few_shapes_and_little_padding(data, steps, tmp_path, request):
     assert len(padding.shapes) <= 8
     assert padding.frame_share <= 0.2
     assert padding.work_share <= 0.2
-    assert padding.cell_share <= 0.47
+    assert padding.cell_share <= 0.45
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_padding_is_counted(small):
             own = edges[:, edges[3] == row]
             entered = {(int(to), int(label)) for _, to, label, _ in own.T}
             cells += length * (1 + len(entered))
-            padded += batch.features.shape[1] * automata.sizes["nodes"]
+            padded += int(batch.lengths.max()) * automata.sizes["nodes"]
     # Edges into a dead end may be kept apart, which saves their nodes.
     assert 0.6 * cells < padding.cells <= cells
     assert padding.padded_cells == padded
