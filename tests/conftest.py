@@ -1,10 +1,8 @@
 """What every test shares: strict promotion, a fixed number of devices, the golden data.
 
-And how programs are compiled: nearly all time of the kernels' tests goes into that, and nearly half
-of it into optimizing machine code, which a loop over twenty frames does not need.  So this is off,
-but for tests marked `optimized` (exactness, bad values, memory, the compiled program) or `gpu`, and
-for what runs in processes of its own: demo, notebooks, examples, devices that wait for each other.
-With JAX_DISABLE_MOST_OPTIMIZATIONS=0 in the environment it is on for all.
+With JAX_DISABLE_MOST_OPTIMIZATIONS=1 in the environment (jax's own variable), programs compile in
+about half the time, with little optimization: all but those of tests marked `optimized` (exactness,
+bad values, memory, the compiled program) or `gpu`.  CI's second run does so.
 """
 
 from __future__ import annotations
@@ -30,15 +28,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 _QUICK = "jax_disable_most_optimizations"
-_quick = None
+_quick = os.environ.get(_QUICK.upper(), "").lower() in ("1", "t", "true", "y", "yes", "on")
+_asked_for = _quick
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     global _quick
-    if _QUICK.upper() in os.environ:
-        return
-    quick = not any(item.get_closest_marker(name) for name in ("optimized", "gpu"))
+    quick = _asked_for and not any(item.get_closest_marker(name) for name in ("optimized", "gpu"))
     if quick == _quick:
         return
     import jax
