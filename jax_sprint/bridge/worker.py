@@ -104,8 +104,12 @@ class Worker(threading.Thread):
         took, self._ahead.since = now - self._ahead.since, now
         cost = sum([job.cost for job in jobs]) / count
         self._ahead.answered(cost, took, count)
-        # What took our own time another thread could not do any faster beside us.
-        self._queue.answered(cost, self._waited, count, took)
+        instance = self._instance
+        waited = took
+        if instance is not None and self._ahead.is_short(jobs[0], instance):
+            # What took our own time another thread could not do any faster beside us.
+            waited = self._waited
+        self._queue.answered(cost, waited, count, took)
         self._waited = 0.0
         self._account.child_seconds += took
         self._account.requests += sum([job.movable and not job.settled for job in jobs])

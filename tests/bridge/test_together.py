@@ -372,3 +372,23 @@ def test_the_last_to_come_is_woken_first() -> None:
         queue.close()
         for thread in threads:
             thread.join()
+
+
+@pytest.mark.parametrize(("labels", "short"), [(7, True), (8000, False)])
+def test_two_threads_are_worth_it_for_large_copies(fake, monkeypatch, labels, short) -> None:
+    # What is handled by one thread at a time counts by what it waited for Sprint alone.
+    seen: list[tuple[float, float]] = []
+    real = WorkQueue.answered
+
+    def record(self, cost, waited, count=1, took=None):
+        seen.append((waited, took))
+        real(self, cost, waited, count, took)
+
+    monkeypatch.setattr(WorkQueue, "answered", record)
+    log_posteriors = np.random.default_rng(0).normal(size=(9, 12, labels)).astype(np.float32)
+    names = [f"a/fine/{b}" for b in range(12)]
+    with SprintInstancePool(child(num_instances=2)) as pool:
+        pool.get_batch_loss_and_error_signal(log_posteriors, np.full(12, 9), names)
+    assert seen
+    assert all(waited <= took for waited, took in seen)
+    assert all(waited == took for waited, took in seen) is not short
