@@ -142,8 +142,6 @@ def _summary(
         counts = counting(real, closing.last - first)
         _, alphas = steps(SCALED, ahead, True, before, counts, emission)
         beta, betas = steps(SCALED, back, False, beta, counts, emission)
-        assert alphas is not None
-        assert betas is not None
         found = visits(
             SCALED,
             alphas,

@@ -199,8 +199,8 @@ def leaving(semiring: Semiring, graph: Graph, arcs: Array) -> Side:
         by = min(slot, nodes)
         moved.append(lax.pad(scores[:, slot], none, [(0, 0, 0), (-by, by, 0)]))
     scores = jnp.stack(moved, axis=1)
-    slot = lax.broadcasted_iota(jnp.int32, (1, slots, nodes), 1)
-    inside = slot + lax.broadcasted_iota(jnp.int32, (1, slots, nodes), 2) < nodes
+    distance, node = (lax.broadcasted_iota(jnp.int32, (1, slots, nodes), axis) for axis in (1, 2))
+    inside = distance + node < nodes
     weights = tuple(
         jnp.where(inside, part, jnp.asarray(never, part.dtype))
         for part, never in zip(semiring.value(scores), semiring.never, strict=True)

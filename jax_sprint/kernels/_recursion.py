@@ -78,7 +78,6 @@ def alphas_of(
     side = entering(semiring, graph, links.arcs)
     counts = counting(real, closing.last)
     alpha, alphas = steps(semiring, side, True, closing.start, counts, semiring.value(scores))
-    assert alphas is not None
     emission = semiring.value(at_frame(scores, closing.last))
     final = semiring.tidy(semiring.times(collect(semiring, alpha, side), emission))
     return alphas, alpha, nothing_but(semiring, (closing.last >= 0)[:, None], final)
@@ -107,7 +106,6 @@ def sweep(
             jnp.concatenate([counts, counts[::-1]], axis=1),
             _stack(emission, tuple(array[::-1] for array in turn(graph, emission)), 1),
         )
-        assert values is not None
         alpha = tuple(array[:batch] for array in last)
         beta = turn(graph, tuple(array[batch:] for array in last))
         alphas = tuple(array[:, :batch] for array in values)
@@ -115,8 +113,6 @@ def sweep(
     else:
         alpha, alphas = steps(semiring, ahead, True, closing.start, counts, emission)
         beta, betas = steps(semiring, back, False, closing.before, counts, emission)
-        assert alphas is not None
-        assert betas is not None
     return total_of(semiring, alpha, closing), alphas, betas, alpha, beta
 
 

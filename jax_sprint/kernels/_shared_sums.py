@@ -73,6 +73,8 @@ class _Numbers:
     """Plain sums of plain numbers."""
 
     zero: tuple[float | int, ...] = (0.0,)
+    never: tuple[float | int, ...] = (0.0,)
+    by_jax = True
 
     def value(self, scores: Array) -> Value:
         return (jnp.exp(scores),)

@@ -38,6 +38,8 @@ class _Best:
     """Maxima of sums; a value is an unevaluated sum of two floats, so that a tie is a tie."""
 
     zero: tuple[float | int, ...] = (-jnp.inf, 0.0)
+    never: tuple[float | int, ...] = (-jnp.inf, 0.0)
+    by_jax = False
 
     def value(self, scores: Array) -> Value:
         return scores, jnp.zeros_like(scores)

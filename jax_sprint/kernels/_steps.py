@@ -149,7 +149,7 @@ def steps(
     counts: Array,
     emission: Value,
     keep: bool = True,
-) -> tuple[Value, Value | None]:
+) -> tuple[Value, Value]:
     """One recursion, or both.
 
     Args:
@@ -164,7 +164,7 @@ def steps(
 
     Returns:
         The last x; and what is kept, of [T, B, N]: in frames that do not count the x before, and
-        anything finite after the last that does.
+        anything finite after the last that does; () where nothing is.
     """
     run = _scan if semiring.by_jax else _overwrite
     return run(semiring, side, ahead, first, counts, emission, keep)
@@ -178,12 +178,12 @@ def _scan(
     counts: Array,
     emission: Value,
     keep: bool,
-) -> tuple[Value, Value | None]:
-    def step(x: Value, frame: tuple[Array, Value]) -> tuple[Value, Value | None]:
+) -> tuple[Value, Value]:
+    def step(x: Value, frame: tuple[Array, Value]) -> tuple[Value, Value]:
         now, emitted = frame
         after = collect(semiring, _entering(semiring, ahead, x, emitted), side)
         after = per_sequence(now, semiring.tidy(_entered(semiring, ahead, after, emitted)), x)
-        return after, _kept(ahead, x, after) if keep else None
+        return after, _kept(ahead, x, after) if keep else ()
 
     return lax.scan(step, first, (counts, emission), reverse=ahead is False)
 
@@ -196,7 +196,7 @@ def _overwrite(
     counts: Array,
     emission: Value,
     keep: bool,
-) -> tuple[Value, Value | None]:
+) -> tuple[Value, Value]:
     # Over mesh axes the emissions may vary less than what takes their place.
     kept = tuple(varying_as(array, part) for array, part in zip(emission, first, strict=True))
 
@@ -209,7 +209,7 @@ def _overwrite(
 
     def enter(carry: tuple, begin: Array, size: int, place: Array) -> tuple[tuple, Value]:
         x, _, kept = carry
-        emitted = frames_of(emission if kept is None else kept, begin, size)
+        emitted = frames_of(kept or emission, begin, size)
         x = semiring.tidy(x)
         return (x, ready(x, emitted, place), kept), emitted
 
@@ -219,14 +219,14 @@ def _overwrite(
         after = collect(semiring, x if entering is None else entering, side)
         after = _entered(semiring, ahead, after, frame_of(emitted, at.here))
         after = per_sequence(now, after, x)
-        if kept is not None:
+        if kept:
             kept = tuple(
                 lax.dynamic_update_index_in_dim(array, value, at.frame, 0)
                 for array, value in zip(kept, _kept(ahead, x, after), strict=True)
             )
         return after, ready(after, emitted, at.next), kept
 
-    carry = (first, None if ahead is True else first, kept if keep else None)
+    carry = (first, None if ahead is True else first, kept if keep else ())
     frames = counts.shape[0]
     stop = longest(counts) if isinstance(ahead, bool) else frames
     x, _, kept = each_frame(frames, stop, ahead is False, enter, step, carry)

@@ -72,10 +72,9 @@ def _loss(
     )
     log_posteriors = at_least_one_frame(log_posteriors, time_axis)
     if automata.sliced is not None:
-        problem = prepare_shared(*arguments)
         if from_logits:
             log_posteriors = jax.nn.log_softmax(log_posteriors.astype(dtype))
-        return shared_partition(time_axis, checkpoint, log_posteriors, problem)
+        return shared_partition(time_axis, checkpoint, log_posteriors, prepare_shared(*arguments))
     solve = checkpointed_partition if checkpoint else partition
     problem = prepare(*arguments)
     if from_logits:
