@@ -32,7 +32,6 @@ __all__ = [
     "nothing_but",
     "per_sequence",
     "predecessors",
-    "sources",
     "turn",
     "varying_as",
     "widen",
@@ -149,27 +148,18 @@ def _widened(semiring: Semiring, value: Value, side: Side) -> Value:
     return widen(semiring, flat, 0, 0, slots - 1)
 
 
-def sources(semiring: Semiring, value: Value, side: Side) -> Value:
-    """Values [B, K, N] of the nodes of all slots."""
-    batch, slots, nodes = side.weights[0].shape
-    if side.nodes is None:
-        value = _widened(semiring, value, side)
-        found = [_neighbours(value, side, slot) for slot in range(slots)]
-        return tuple(jnp.stack(arrays, axis=1) for arrays in zip(*found, strict=True))
-    flat = side.nodes.reshape(batch, slots * nodes)
-    return tuple(
-        jnp.take_along_axis(array, flat, axis=1, mode="promise_in_bounds").reshape(
-            batch, slots, nodes
-        )
-        for array in value
-    )
-
-
 def collect(semiring: Semiring, value: Value, side: Side) -> Value:
     """Sum over slots of value * weight: [B, N]."""
-    slots = side.weights[0].shape[1]
+    batch, slots, nodes = side.weights[0].shape
     if side.nodes is not None and slots > _UNROLLED:
-        return semiring.plus_over(semiring.times(sources(semiring, value, side), side.weights), 1)
+        flat = side.nodes.reshape(batch, slots * nodes)
+        picked = tuple(
+            jnp.take_along_axis(array, flat, axis=1, mode="promise_in_bounds").reshape(
+                batch, slots, nodes
+            )
+            for array in value
+        )
+        return semiring.plus_over(semiring.times(picked, side.weights), 1)
     if side.nodes is None:
         value = _widened(semiring, value, side)
     return semiring.plus(

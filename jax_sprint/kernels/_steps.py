@@ -17,7 +17,7 @@ from jax import lax
 from jax_sprint.kernels._graph import Side, collect, per_sequence, varying_as
 from jax_sprint.kernels._semirings import Semiring, Value
 
-__all__ = ["BLOCK", "Place", "each_frame", "frame_of", "frames_of", "steps"]
+__all__ = ["BLOCK", "longest", "steps"]
 
 Array = Any
 
@@ -25,7 +25,7 @@ BLOCK = 4
 """Frames between two calls of `Semiring.tidy`."""
 
 
-class Place(NamedTuple):
+class _Place(NamedTuple):
     """Where a step is."""
 
     frame: Array  # int32, clipped to the frames
@@ -55,12 +55,12 @@ def _longest_of_all(axis_size: int, in_batched: Any, counts: Array) -> tuple[Arr
     return jnp.max(jax.vmap(_longest)(counts), initial=0), False
 
 
-def each_frame(
+def _each_frame(
     frames: Any,
     stop: Any,
     back: bool,
     enter: Callable[[Any, Array, int, Array], tuple[Any, Any]],
-    step: Callable[[Any, Any, Place], Any],
+    step: Callable[[Any, Any, _Place], Any],
     carry: Any,
 ) -> Any:
     """A loop over the frames, in blocks.
@@ -102,7 +102,7 @@ def each_frame(
         def one(count: Array, carry: Any) -> Any:
             t = frame(first + count)
             here = jnp.clip(t, 0, stop - 1)
-            at = Place(here, here == t, place(first + count), place(first + count + 1))
+            at = _Place(here, here == t, place(first + count), place(first + count + 1))
             return step(carry, data, at)
 
         return lax.fori_loop(0, size, one, carry)
@@ -110,12 +110,12 @@ def each_frame(
     return lax.fori_loop(0, blocks, block, carry)
 
 
-def frame_of(value: Value, frame: Array) -> Value:
+def _frame_of(value: Value, frame: Array) -> Value:
     """[B, N] of [T, B, N]."""
     return tuple(lax.dynamic_index_in_dim(array, frame, 0, keepdims=False) for array in value)
 
 
-def frames_of(value: Value, begin: Array, size: int) -> Value:
+def _frames_of(value: Value, begin: Array, size: int) -> Value:
     """[size, B, N] of [T, B, N]."""
     return tuple(lax.dynamic_slice_in_dim(array, begin, size, 0) for array in value)
 
@@ -205,19 +205,19 @@ def _overwrite(
         # while it pads, in `collect`.
         if ahead is True:
             return None
-        return _entering(semiring, ahead, x, frame_of(emitted, place))
+        return _entering(semiring, ahead, x, _frame_of(emitted, place))
 
     def enter(carry: tuple, begin: Array, size: int, place: Array) -> tuple[tuple, Value]:
         x, _, kept = carry
-        emitted = frames_of(kept or emission, begin, size)
+        emitted = _frames_of(kept or emission, begin, size)
         x = semiring.tidy(x)
         return (x, ready(x, emitted, place), kept), emitted
 
-    def step(carry: tuple, emitted: Value, at: Place) -> tuple:
+    def step(carry: tuple, emitted: Value, at: _Place) -> tuple:
         x, entering, kept = carry
         now = lax.dynamic_index_in_dim(counts, at.frame, 0, keepdims=False) & at.inside
         after = collect(semiring, x if entering is None else entering, side)
-        after = _entered(semiring, ahead, after, frame_of(emitted, at.here))
+        after = _entered(semiring, ahead, after, _frame_of(emitted, at.here))
         after = per_sequence(now, after, x)
         if kept:
             kept = tuple(
@@ -229,5 +229,5 @@ def _overwrite(
     carry = (first, None if ahead is True else first, kept if keep else ())
     frames = counts.shape[0]
     stop = longest(counts) if isinstance(ahead, bool) else frames
-    x, _, kept = each_frame(frames, stop, ahead is False, enter, step, carry)
+    x, _, kept = _each_frame(frames, stop, ahead is False, enter, step, carry)
     return semiring.tidy(x), kept

@@ -147,10 +147,17 @@ def full_sum_loss(
     Raises:
         ValueError: wrong rank, dtype or batch size, a number of labels that differs from the
             automata's, a concrete length outside of 0..T, or a concrete emission >= L; an unknown
-            `infeasible`, or ``"error"`` under a transformation or with a sequence without path.
+            `infeasible`, `from_logits` or `checkpoint`, or ``"error"`` under a transformation or
+            with a sequence without path.
     """
     if infeasible not in ("inf", "zero", "error"):
         raise ValueError(f"infeasible must be 'inf', 'zero' or 'error', got {infeasible!r}")
+    for name, option, known in (
+        ("from_logits", from_logits, "True or False"),
+        ("checkpoint", checkpoint, "True, False or None"),
+    ):
+        if not isinstance(option, bool | np.bool_) and (option is not None or "None" not in known):
+            raise ValueError(f"{name} must be {known}, got {option!r}")
     check(log_posteriors, seq_lengths, automata, log_prior, time_major)
     if log_prior is None:
         prior_scale = 0.0

@@ -160,3 +160,13 @@ def test_memory_is_that_of_the_recursions() -> None:
     needed = temporary(True)
     assert needed < 1.5 * 60 * B * 2000 * 4
     assert needed < temporary(False)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("from_logits", None), ("from_logits", np.ones(3)), ("checkpoint", "yes"), ("checkpoint", 2)],
+)
+def test_what_is_no_bool_is_refused(name: str, value: object) -> None:
+    automata = Automata.from_edges(*edges(), num_labels=L)
+    with pytest.raises(ValueError, match=f"{name} must be True"):
+        full_sum_loss(logits(), LENGTHS, automata, **{name: value})
