@@ -13,8 +13,8 @@ sequence.  None of its operations is transcendental: scores go through `exp` onc
 recursion.  It is written in `lax`: `jnp`'s operators are slower to trace, and there are many.
 Between two tidy steps, at most 4 frames apart, a mantissa grows at most by 2^4 * (2 K)^4 for K
 summands and shrinks at most by 2^-4, far from float32's limits; what an alignment of exponents
-drops is smaller than the rest by 2^-80 or so; and the exponent of zero, added up 8 times, stays an
-int32.
+drops is smaller than the rest by 2^-80 or so.  A sum's exponent is never below that of zero, which
+added up 8 times stays an int32: in a product with emission, weight and `never` it counts 7 times.
 
 `LOG` is the textbook's log semiring.  JAX can differentiate it as often as it likes, so that second
 derivatives come from it.
