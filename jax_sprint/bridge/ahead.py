@@ -108,7 +108,8 @@ class Ahead:
             latest = max(first.batch.deadline, last.deadline)
             if batch.deadline < latest - _DEADLINE_SLACK:
                 return False
-        return instance.has_room(job.segment, job.data_bytes) and job.request.may_follow(instance)
+        request = job.request
+        return instance.has_room(request.names, job.data_bytes) and request.may_follow(instance)
 
     def due_in(self) -> float:
         """How long to wait for the answer before looking for the next request; inf: for ever."""
@@ -132,7 +133,7 @@ class Ahead:
         """Whether it is better handled while no other thread handles such a one."""
         return (
             self._others > 0
-            and job.data_bytes <= _SHORT_BYTES
+            and (job.data_bytes <= _SHORT_BYTES or job.segments > 1)
             and instance.is_quick
             and job.request.may_follow(instance)
         )

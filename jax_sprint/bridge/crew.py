@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from jax_sprint.bridge.copier import Copier, spare_cores
 from jax_sprint.bridge.options import SprintOptions
@@ -87,6 +89,23 @@ class Crew:
             raise
         if watch is not None:
             watch(len(jobs))
+
+    @property
+    def num_instances(self) -> int:
+        """How many Sprints there are, or will be."""
+        return self._options.num_instances
+
+    def pace(self, questions: Sequence[Any]) -> float:
+        """Seconds that a Sprint took lately for requests like these, per cost, each plus one.
+
+        inf if that is not known.
+        """
+        kind = questions[0].request.kind if questions else ""
+        return self._queue.usual_of.get(kind, math.inf)
+
+    def count(self, **amounts: float) -> None:
+        """Adds to the pool's statistics."""
+        self._stats.add(**amounts)
 
     def _submit(self, jobs: list[Job], one_each: bool) -> bool:
         if not jobs:

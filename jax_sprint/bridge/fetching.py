@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from jax_sprint.bridge.automata_cache import AutomataCache
 from jax_sprint.bridge.batches import Automaton
 from jax_sprint.bridge.crew import Crew
-from jax_sprint.bridge.jobs import Batch, Job
+from jax_sprint.bridge.groups import Question, ask
+from jax_sprint.bridge.jobs import Batch
 from jax_sprint.bridge.requests import AutomataFetch, AutomatonRequest
 
 __all__ = ["fetch_automata"]
@@ -39,12 +40,12 @@ def fetch_automata(
     now = cache.inspect()
     known = cache.lookup(now, names)
     fetch = AutomataFetch(cache, now)
-    jobs = [
-        Job(batch, b, name, 0, AutomatonRequest(name, fetch))
+    questions = [
+        Question(b, name, 0, AutomatonRequest(name, fetch))
         for b, name in enumerate(dict.fromkeys(names))
         if name not in known
     ]
-    crew.run(batch, jobs, cancelled=cancelled)
+    ask(crew, batch, questions, cancelled=cancelled)
     cache.keep(fetch.answers)
     known.update((name, automaton) for name, (automaton, _) in fetch.answers.items())
     return known

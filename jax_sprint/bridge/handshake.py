@@ -45,7 +45,7 @@ def shake_hands(child: ChildProcess, deadline: float) -> None:
         _fail(child, SprintProtocolError, problem)
     if child.options.protocol_version >= 2 and replies.offers(answer, 2):
         with_memory = child.memory is not None
-        under_way = replies.under_way(answer)
+        under_way, segments = replies.under_way(answer), replies.segments(answer)
         answer = _converse(child, ("upgrade", 2, with_memory), deadline)
         if answer != ("ok", 2, True) and answer != ("ok", 2, False):
             _fail(
@@ -53,7 +53,7 @@ def shake_hands(child: ChildProcess, deadline: float) -> None:
                 SprintProtocolError,
                 f"the answer to the change to version 2 is {replies.describe(answer)}",
             )
-        child.change_protocol(with_memory and answer[2], under_way)
+        child.change_protocol(with_memory and answer[2], under_way, segments)
 
 
 def _converse(child: ChildProcess, message: tuple, deadline: float) -> Any:

@@ -24,6 +24,8 @@ class Job:
         segment: the segment's name.
         cost: what to do first: the larger the earlier.
         request: what a Sprint is asked, and where the result goes.
+        segments: how many segments it is about, the one that is named the first of them.  If there
+            are several, a failure is nobody's: it is not asked again here, and not counted.
 
     Attributes:
         attempts: how often it has failed.
@@ -40,6 +42,7 @@ class Job:
         "movable",
         "request",
         "segment",
+        "segments",
         "settled",
     )
 
@@ -50,12 +53,14 @@ class Job:
         segment: str,
         cost: int,
         request: Request,
+        segments: int = 1,
     ) -> None:
         self.batch = batch
         self.index = index
         self.segment = segment
         self.cost = cost
         self.request = request
+        self.segments = segments
         self.data_bytes = request.data_bytes
         self.attempts = 0
         self.created = time.monotonic()
@@ -64,6 +69,11 @@ class Job:
         # Both under the batch's lock.
         self.being_asked = False
         self.settled = False
+
+    @property
+    def failures(self) -> int:
+        """How many segments have failed if it fails, as far as is known then."""
+        return int(self.segments == 1)
 
     def begin(self) -> bool:
         """To be called before it is sent; False if nobody wants the answer any more."""
@@ -91,6 +101,8 @@ class Batch:
         self._finished = threading.Event()
         self._open = 0
         self._jobs: Sequence[Job] = ()
+        # How many segments it is about.
+        self.size = 0
         # Set, under the queue's lock, when nobody waits for it any more.
         self.given_up = False
         # Set when there was no Sprint that could be started.
@@ -100,6 +112,7 @@ class Batch:
     def expect(self, jobs: Sequence[Job]) -> None:
         self._jobs = jobs
         self._open = len(jobs)
+        self.size = self.size or len(jobs)
         if not jobs:
             self._finished.set()
 
@@ -108,7 +121,7 @@ class Batch:
         error = self.errors[min(self.errors)]
         others = len(self.errors) - 1
         if isinstance(error, SprintError) and others:
-            error = error.extended(f"({others} more of the {len(self._jobs)} requests failed)")
+            error = error.extended(f"({others} more of the {self.size} requests failed)")
         return error
 
     def can_mask(self) -> bool:
@@ -139,7 +152,7 @@ class Batch:
                     self._settle(job, None)
 
     def cancel(self, reason: Callable[[Job], BaseException]) -> int:
-        """Settles all jobs that no Sprint is being asked about; says how many.
+        """Settles all jobs that no Sprint is being asked about; says how many failures that is.
 
         The others may be reading the caller's arrays at this moment.
         """
@@ -147,7 +160,7 @@ class Batch:
             waiting = [job for job in self._jobs if not (job.settled or job.being_asked)]
             for job in waiting:
                 self._settle(job, reason(job))
-        return len(waiting)
+        return sum([job.failures for job in waiting])
 
     def _settle(self, job: Job, error: BaseException | None) -> None:
         if job.settled:

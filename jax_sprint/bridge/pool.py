@@ -17,6 +17,7 @@ from jax_sprint.bridge.batches import Automaton, check_batch, join_automata
 from jax_sprint.bridge.buffers import Buffers
 from jax_sprint.bridge.crew import Crew
 from jax_sprint.bridge.fetching import fetch_automata
+from jax_sprint.bridge.groups import Question, ask
 from jax_sprint.bridge.options import OptionsLike, SprintOptions
 from jax_sprint.bridge.progress import ProgressBar
 from jax_sprint.bridge.requests import LossRequest, StartRequest
@@ -221,7 +222,7 @@ class SprintInstancePool:
             raise ValueError(f"timeout must be a positive, finite number of seconds, got {timeout}")
         timeout = self.options.batch_timeout if timeout is None else timeout
         batch = Batch(math.inf if timeout is None else time.monotonic() + timeout)
-        jobs = []
+        questions = []
         for b, length in enumerate(lengths.tolist()):
             if length < len(error_signal):
                 error_signal[length:, b] = 0
@@ -229,8 +230,8 @@ class SprintInstancePool:
                 continue
             frames = log_posteriors[:length, b]
             request = LossRequest(names[b], frames, b, loss, error_signal[:length, b])
-            jobs.append(Job(batch, b, names[b], length, request))
-        crew.run(batch, jobs, limit=f"batch_timeout = {timeout} s")
+            questions.append(Question(b, names[b], length, request))
+        ask(crew, batch, questions, limit=f"batch_timeout = {timeout} s")
         if batch.errors:
             error = self._judged(batch)
             if self.options.on_error == "raise" or not batch.can_mask():

@@ -149,9 +149,10 @@ class ChildProcess:
         guardian.release(self.pid)
         self._popen.wait()
 
-    def change_protocol(self, with_memory: bool, under_way: int) -> None:
-        """Speaks version 2 from now on, with that many requests at the same time."""
-        self.protocol = VersionTwo(self.channel, self.memory if with_memory else None, under_way)
+    def change_protocol(self, with_memory: bool, under_way: int, segments: int) -> None:
+        """Speaks version 2 from now on, with that many requests, of so many segments, at a time."""
+        memory = self.memory if with_memory else None
+        self.protocol = VersionTwo(self.channel, memory, under_way, segments)
 
     # ---------------------------------------------------------------------------------- its end
 

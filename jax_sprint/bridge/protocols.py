@@ -43,6 +43,9 @@ class VersionOne:
     # Whether it is known without looking that `answer` will not wait.
     is_ready = False
 
+    # About how many segments one request may be.
+    segments = 1
+
     def has_room(self, name: str, data_bytes: int) -> bool:
         """Whether such a request may be sent while others are under way: never."""
         return False

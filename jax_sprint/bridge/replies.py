@@ -22,9 +22,11 @@ __all__ = [
     "holds_nan",
     "is_float",
     "offers",
+    "parse_automata",
     "parse_automaton",
     "parse_loss",
     "reason",
+    "segments",
     "split",
     "under_way",
 ]
@@ -98,7 +100,16 @@ def check_handshake(answer: Any, version: int) -> str | None:
 
 def under_way(answer: tuple) -> int:
     """How many requests the other side permits at the same time, by its answer to the handshake."""
-    count = answer[4] if len(answer) > 4 else 1
+    return _count(answer, 4)
+
+
+def segments(answer: tuple) -> int:
+    """About how many segments the other side permits one request to be, likewise."""
+    return _count(answer, 5)
+
+
+def _count(answer: tuple, place: int) -> int:
+    count = answer[place] if len(answer) > place else 1
     return count if isinstance(count, int) and not isinstance(count, bool) and count > 0 else 1
 
 
@@ -286,6 +297,38 @@ def parse_automaton(values: tuple) -> tuple[int, int, np.ndarray, np.ndarray]:
         edges.astype(np.uint32, copy=False),
         weights.astype(np.float32, copy=False),
     )
+
+
+def parse_automata(
+    sizes: np.ndarray, edges: np.ndarray, weights: np.ndarray
+) -> list[tuple[int, int, np.ndarray, np.ndarray]]:
+    """Takes the automata of several segments apart.
+
+    Args:
+        sizes: [segments, 2] uint32, states and edges of each.
+        edges: [3, sum of all edges] uint32: from, to, emission index, states numbered within each.
+        weights: [sum of all edges] float32.
+
+    Returns:
+        What `parse_automaton` gives, of each, in arrays of its own.
+
+    Raises:
+        FormatError: anything is not as it must be.
+    """
+    states, counts = sizes[:, 0], sizes[:, 1].astype(np.int64)
+    if states.min() < 1 or states.max() >= 1 << 31:
+        raise FormatError(f"automata of {states.tolist()} states")
+    if (edges[:2] >= np.repeat(states, counts)).any():
+        raise FormatError("an edge leads to or from a state beyond those that there are")
+    if np.isnan(weights).any():
+        raise FormatError("the weights hold NaN")
+    automata = []
+    begin = 0
+    for number, count in sizes.tolist():
+        end = begin + count
+        automata.append((number, count, edges[:, begin:end].copy(), weights[begin:end].copy()))
+        begin = end
+    return automata
 
 
 def describe(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -9,17 +10,33 @@ import numpy as np
 from jax_sprint.bridge.automata_cache import AutomataCache
 from jax_sprint.bridge.batches import Automaton
 from jax_sprint.bridge.fingerprint import Fingerprint
+from jax_sprint.errors import SprintRequestError
 
-__all__ = ["AutomataFetch", "AutomatonRequest", "LossRequest", "Request", "StartRequest"]
+__all__ = [
+    "AutomataFetch",
+    "AutomataRequest",
+    "AutomatonRequest",
+    "LossRequest",
+    "LossesRequest",
+    "Request",
+    "StartRequest",
+]
 
 
 class Request(Protocol):
     """What a `Job` has a Sprint do, in two halves, perhaps with other requests in between.
 
     A request may be sent again, to another Sprint, if no answer was read.
+
+    Attributes:
+        kind: requests of one kind take a Sprint about as long for the same cost.
+        data_bytes: what it takes in the memory that both share, and its answer once more.
+        names: what stands in the message, for its size.
     """
 
+    kind: str
     data_bytes: int
+    names: str
 
     def may_follow(self, instance: Any) -> bool:
         """Whether it may be sent to this Sprint while that works on others."""
@@ -37,7 +54,9 @@ class Request(Protocol):
 class StartRequest:
     """Asks nothing: the child has been started by then."""
 
+    kind = "start"
     data_bytes = 0
+    names = ""
 
     def may_follow(self, instance: Any) -> bool:
         return True
@@ -60,7 +79,9 @@ class LossRequest:
         error_signal: [T, L] float32, where the error signal goes.
     """
 
-    __slots__ = ("_error_signal", "_frames", "_index", "_loss", "_name", "data_bytes")
+    __slots__ = ("_error_signal", "_frames", "_index", "_loss", "data_bytes", "names")
+
+    kind = "loss"
 
     def __init__(
         self,
@@ -70,7 +91,7 @@ class LossRequest:
         loss: np.ndarray,
         error_signal: np.ndarray,
     ) -> None:
-        self._name = name
+        self.names = name
         self._frames = frames
         self._index = index
         self._loss = loss
@@ -83,17 +104,63 @@ class LossRequest:
     def send(self, instance: Any) -> bool:
         frames = self._frames
         if instance.get_loss_and_error_signal__send(
-            self._name, len(frames), frames, refuse_nan=True, keep_back=True
+            self.names, len(frames), frames, refuse_nan=True, keep_back=True
         ):
             return True
-        self._loss[self._index] = np.nan
-        self._error_signal.fill(0)
+        self._refuse()
         return False
 
     def read(self, instance: Any) -> None:
         name, loss, _ = instance.get_loss_and_error_signal__read(self._error_signal)
-        assert name == self._name, f"{name!r} was answered, {self._name!r} was asked for"
+        assert name == self.names, f"{name!r} was answered, {self.names!r} was asked for"
         self._loss[self._index] = loss
+
+    def _refuse(self) -> None:
+        self._loss[self._index] = np.nan
+        self._error_signal.fill(0)
+
+    @staticmethod
+    def together(requests: Sequence[LossRequest]) -> LossesRequest:
+        """All of them as one."""
+        return LossesRequest(requests)
+
+
+class LossesRequest:
+    """Asks for loss and error signal of several segments.
+
+    Args:
+        requests: that of each.
+    """
+
+    __slots__ = ("_requests", "_taken", "data_bytes", "names")
+
+    kind = "loss"
+
+    def __init__(self, requests: Sequence[LossRequest]) -> None:
+        self._requests = requests
+        self._taken: list[LossRequest] = []
+        self.data_bytes = sum([each.data_bytes for each in requests])
+        self.names = _table([each.names for each in requests])
+
+    def may_follow(self, instance: Any) -> bool:
+        return True
+
+    def send(self, instance: Any) -> bool:
+        requests = self._requests
+        _check_number(instance, len(requests))
+        taken = instance.losses__send(
+            [each.names for each in requests], [each._frames for each in requests]
+        )
+        self._taken = [each for each, fine in zip(requests, taken, strict=True) if fine]
+        for each, fine in zip(requests, taken, strict=True):
+            if not fine:
+                each._refuse()
+        return bool(self._taken)
+
+    def read(self, instance: Any) -> None:
+        losses = instance.losses__read([each._error_signal for each in self._taken])
+        for each, loss in zip(self._taken, losses, strict=True):
+            each._loss[each._index] = loss
 
 
 class AutomataFetch:
@@ -136,12 +203,13 @@ class AutomatonRequest:
         fetch: what it is asked for.
     """
 
-    __slots__ = ("_fetch", "_name")
+    __slots__ = ("_fetch", "names")
 
+    kind = "automaton"
     data_bytes = 0
 
     def __init__(self, name: str, fetch: AutomataFetch) -> None:
-        self._name = name
+        self.names = name
         self._fetch = fetch
 
     def may_follow(self, instance: Any) -> bool:
@@ -150,10 +218,58 @@ class AutomatonRequest:
 
     def send(self, instance: Any) -> bool:
         self._fetch.make_current(instance)
-        instance.export_allophone_state_fsa_by_segment_name__send(self._name, keep_back=True)
+        instance.export_allophone_state_fsa_by_segment_name__send(self.names, keep_back=True)
         return True
 
     def read(self, instance: Any) -> None:
         born = getattr(instance, "born", None)
         automaton = instance.export_allophone_state_fsa_by_segment_name__read()
-        self._fetch.answers[self._name] = automaton, born
+        self._fetch.answers[self.names] = automaton, born
+
+    @staticmethod
+    def together(requests: Sequence[AutomatonRequest]) -> AutomataRequest:
+        """All of them as one; they are part of the same fetch."""
+        return AutomataRequest([each.names for each in requests], requests[0]._fetch)
+
+
+class AutomataRequest:
+    """Asks for the automata of several segments.
+
+    Args:
+        segments: full names.
+        fetch: what they are asked for.
+    """
+
+    __slots__ = ("_fetch", "_segments", "names")
+
+    kind = "automaton"
+    data_bytes = 0
+
+    def __init__(self, segments: Sequence[str], fetch: AutomataFetch) -> None:
+        self._segments = segments
+        self._fetch = fetch
+        self.names = _table(segments)
+
+    def may_follow(self, instance: Any) -> bool:
+        return self._fetch.is_current(instance)
+
+    def send(self, instance: Any) -> bool:
+        self._fetch.make_current(instance)
+        _check_number(instance, len(self._segments))
+        instance.automata__send(self._segments)
+        return True
+
+    def read(self, instance: Any) -> None:
+        born = getattr(instance, "born", None)
+        for name, automaton in zip(self._segments, instance.automata__read(), strict=True):
+            self._fetch.answers[name] = automaton, born
+
+
+def _table(names: Sequence[str]) -> str:
+    """As long as what stands in the message."""
+    return "\0".join(names) + "\0" * (4 * len(names))
+
+
+def _check_number(instance: Any, count: int) -> None:
+    if instance.segments < count:
+        raise SprintRequestError(f"this Sprint cannot be asked for {count} segments at once")

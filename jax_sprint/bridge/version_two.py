@@ -6,10 +6,11 @@ import collections
 import itertools
 import os
 import time
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 
+from jax_sprint.bridge.answers import Asked, result_of
 from jax_sprint.bridge.copier import Copier
 from jax_sprint.bridge.replies import copy_unless_nan, holds_nan
 from jax_sprint.sprint_side.jax_sprint_control import wire_v2
@@ -26,19 +27,9 @@ _PIPE_BYTES = 4096
 _REQUESTS = {
     wire_v2.LOSS_REPLY: wire_v2.LOSS_REQUEST,
     wire_v2.AUTOMATON_REPLY: wire_v2.AUTOMATON_REQUEST,
+    wire_v2.LOSSES_REPLY: wire_v2.LOSSES_REQUEST,
+    wire_v2.AUTOMATA_REPLY: wire_v2.AUTOMATA_REQUEST,
 }
-
-
-class _Asked(NamedTuple):
-    """A request under way: what its answer must say, and where its data lie in the memory."""
-
-    number: int
-    kind: int
-    tag: bytes
-    shape: tuple[int, int]
-    start: int
-    end: int
-    pipe_bytes: int
 
 
 class VersionTwo:
@@ -52,20 +43,28 @@ class VersionTwo:
         channel: our ends of the pipes.
         memory: the memory that the child has mapped too, None for everything through the pipe.
         under_way: how many requests the child permits at the same time.
+        segments: about how many segments it permits one of them to be.
     """
 
     version = 2
 
-    def __init__(self, channel: Channel, memory: wire_v2.Memory | None, under_way: int = 1) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        memory: wire_v2.Memory | None,
+        under_way: int = 1,
+        segments: int = 1,
+    ) -> None:
         self.channel = channel
         self._memory = memory
         self._limit = under_way
+        self.segments = 1 if memory is None else segments
         self.quick = memory is not None
         where = "through the pipe" if memory is None else "in shared memory"
         self.description = f"version 2, arrays {where}"
         self._numbers = itertools.count(1)
         # In the order in which they were sent, which is that of the answers.
-        self._asked: collections.deque[_Asked] = collections.deque()
+        self._asked: collections.deque[Asked] = collections.deque()
         self._pipe_bytes = 0
         # The last of them, as they are to be written.
         self._kept_back: list[bytes] = []
@@ -156,23 +155,54 @@ class VersionTwo:
                 return False
             posteriors = np.ascontiguousarray(log_posteriors, np.float32)
             payload = posteriors.reshape(-1).view(np.uint8).data
-            self._ask(wire_v2.LOSS_REPLY, name, shape, size, None, False, payload, deadline)
+            tag = name.encode()
+            self._ask(wire_v2.LOSS_REPLY, tag, shape, size, None, False, payload, deadline)
             return True
-        found, self._found = self._found, None
-        start = found[1] if found is not None and found[0] == size else self._place(size)
-        if start is None:
-            start = self._grow(size)
+        start = self._start(size)
         target = memory.array(shape, start)
         if not refuse:
             np.copyto(target, log_posteriors, casting="same_kind")
         elif not copy_unless_nan(target, log_posteriors, copier):
             return False
         self._memory_sent += size
-        self._ask(wire_v2.LOSS_REPLY, name, shape, size, (start, memory.size), keep_back)
+        place = (start, memory.size)
+        self._ask(wire_v2.LOSS_REPLY, name.encode(), shape, size, place, keep_back)
         return True
 
     def ask_automaton(self, name: str, timeout: float, keep_back: bool = False) -> None:
-        self._ask(wire_v2.AUTOMATON_REPLY, name, (0, 0), 0, None, keep_back)
+        self._ask(wire_v2.AUTOMATON_REPLY, name.encode(), (0, 0), 0, None, keep_back)
+
+    def ask_losses(self, names: Sequence[str], frames: Sequence[np.ndarray]) -> list[bool]:
+        """Sends posteriors, each [T, L], of several segments, at the latest with the next `flush`.
+
+        Those that hold NaN are left out; says which were not.
+        """
+        memory = self._memory
+        assert memory is not None
+        columns = frames[0].shape[1]
+        start = self._start(4 * columns * sum(map(len, frames)))
+        taken = []
+        rows = 0
+        target = memory.array((sum(map(len, frames)), columns), start)
+        for each in frames:
+            taken.append(copy_unless_nan(target[rows : rows + len(each)], each))
+            rows += len(each) if taken[-1] else 0
+        if not rows:
+            return taken
+        left = [i for i, fine in enumerate(taken) if fine]
+        table = wire_v2.make_table([names[i] for i in left], [len(frames[i]) for i in left])
+        size = 4 * rows * columns
+        self._memory_sent += size
+        place = (start, memory.size)
+        kind = wire_v2.LOSSES_REPLY
+        self._ask(kind, table, (rows, columns), size, place, True, segments=len(left))
+        return taken
+
+    def ask_automata(self, names: Sequence[str]) -> None:
+        """Asks for several automata, at the latest with the next `flush`."""
+        table = wire_v2.make_table(names)
+        kind = wire_v2.AUTOMATA_REPLY
+        self._ask(kind, table, (0, 0), 0, None, True, segments=len(names))
 
     def answer(self, timeout: float, max_bytes: int | None) -> object:
         """The next answer.  Arrays in it are valid until the next request."""
@@ -196,34 +226,10 @@ class VersionTwo:
         if not self._asked and (messages or self.channel.ahead):
             more = f"{len(messages)} messages and {self.channel.ahead} bytes"
             raise FormatError(f"{more} too many follow the answer to the last request")
-        if message.kind == wire_v2.EXCEPTION_REPLY:
-            text = b"" if message.payload is None else message.payload.tobytes()
-            return ("exception", text.decode("utf-8", "replace"))
-        if message.kind != asked.kind:
-            raise FormatError(f"the answer is of kind {message.kind}, not {asked.kind}")
-        rows, columns = message.rows, message.columns
-        if asked.kind == wire_v2.AUTOMATON_REPLY:
-            if message.payload_bytes != 16 * columns or (columns and message.payload is None):
-                raise FormatError(f"{columns} edges in {message.payload_bytes} bytes")
-            if not columns:
-                return ("ok", rows, 0, np.zeros(0, np.uint32), np.zeros(0, np.float32))
-            edges = message.payload[: 12 * columns].view(np.uint32)
-            return ("ok", rows, columns, edges, message.payload[12 * columns :].view(np.float32))
-        size = message.payload_bytes
-        if size != 4 * rows * columns or not size:
-            raise FormatError(f"an error signal {rows, columns} in {size} bytes")
-        if (rows, columns) != asked.shape:
-            raise FormatError(f"the error signal must be {asked.shape}, got {rows, columns}")
-        if message.flags & wire_v2.IN_MEMORY:
-            # Where it lies is our decision, not the child's.
-            offset = asked.start + wire_v2.reply_offset(size)
-            if self._memory is None or message.offset != offset:
-                raise FormatError("the error signal is said to lie where nothing was agreed upon")
-            error_signal = self._memory.array(asked.shape, offset)
-            self._memory_received += size
-        else:
-            error_signal = message.payload.view(np.float32).reshape(asked.shape)
-        return ("ok", message.loss, error_signal)
+        result = result_of(message, asked, self._memory)
+        if message.flags & wire_v2.IN_MEMORY or message.kind == wire_v2.LOSSES_REPLY:
+            self._memory_received += 4 * asked.shape[0] * asked.shape[1]
+        return result
 
     def say_exit(self, timeout: float) -> None:
         number = next(self._numbers)
@@ -235,21 +241,22 @@ class VersionTwo:
     def _ask(
         self,
         kind: int,
-        name: str,
+        tag: bytes,
         shape: tuple[int, int],
         size: int,
         place: tuple[int, int] | None,
         keep_back: bool,
         payload: memoryview | None = None,
         deadline: float | None = None,
+        segments: int = 0,
     ) -> None:
         """Puts down what must be answered, and writes the request unless it is kept back.
 
         Nobody waits for that, but for a payload, as what waits in the pipe has room in it.
         """
-        number, tag = next(self._numbers), name.encode()
+        number = next(self._numbers)
         header = wire_v2.make_header(
-            _REQUESTS[kind], number, tag, shape[0], shape[1], 0.0, size, place
+            _REQUESTS[kind], number, tag, shape[0], shape[1], 0.0, size, place, segments
         )
         pipe_bytes = len(header)
         start = end = 0
@@ -258,7 +265,7 @@ class VersionTwo:
             end = start + _region(size)
         elif payload is not None:
             pipe_bytes += size
-        self._asked.append(_Asked(number, kind, tag, shape, start, end, pipe_bytes))
+        self._asked.append(Asked(number, kind, tag, segments, shape, start, end, pipe_bytes))
         self._pipe_bytes += pipe_bytes
         if keep_back:
             self._kept_back.append(header)
@@ -303,6 +310,12 @@ class VersionTwo:
         if size <= first:
             return 0
         return last if last + size <= self._memory.size else None
+
+    def _start(self, size: int) -> int:
+        """Where in the memory a request of that size goes; it is made larger where needed."""
+        found, self._found = self._found, None
+        start = found[1] if found is not None and found[0] == size else self._place(size)
+        return self._grow(size) if start is None else start
 
     def _grow(self, size: int) -> int:
         assert self._memory is not None

@@ -44,8 +44,9 @@ class WorkQueue:
         self.turn = threading.Lock()
         # Seconds for which threads waited for a Sprint lately per cost, each plus one.
         self.pace = math.inf
-        # Seconds that they took, likewise.
+        # Seconds that they took, likewise; and those of one kind of requests.
         self.usual = math.inf
+        self.usual_of: dict[str, float] = {}
         # The threads that have a Sprint that works, as far as they know.
         self.serving: set[int] = set()
 
@@ -64,7 +65,12 @@ class WorkQueue:
             return True
 
     def answered(
-        self, cost: float, waited: float, count: int = 1, took: float | None = None
+        self,
+        cost: float,
+        waited: float,
+        count: int = 1,
+        took: float | None = None,
+        kind: str = "",
     ) -> None:
         """A Sprint answered so many requests, each of that cost on average.
 
@@ -73,11 +79,14 @@ class WorkQueue:
             waited: seconds for which its thread had nothing to do meanwhile.
             count: how many they were.
             took: seconds since the Sprint could begin with the first of them; None: as `waited`.
+            kind: what kind of request they were.
         """
         took = waited if took is None else took
         cost = count * (cost + 1)
         self.pace = _follow(self.pace, waited / cost, count / 32)
         self.usual = _follow(self.usual, took / cost, count / 8)
+        before = self.usual_of.get(kind, math.inf)
+        self.usual_of[kind] = _follow(before, took / cost, count / 8)
 
     def call(self) -> None:
         """Wakes all threads that wait: somebody who has work cannot go on with it at once."""

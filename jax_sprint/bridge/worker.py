@@ -109,10 +109,12 @@ class Worker(threading.Thread):
         if instance is not None and self._ahead.is_short(jobs[0], instance):
             # What took our own time another thread could not do any faster beside us.
             waited = self._waited
-        self._queue.answered(cost, waited, count, took)
+        self._queue.answered(cost, waited, count, took, jobs[0].request.kind)
         self._waited = 0.0
         self._account.child_seconds += took
-        self._account.requests += sum([job.movable and not job.settled for job in jobs])
+        self._account.requests += sum(
+            [job.segments for job in jobs if job.movable and not job.settled]
+        )
         with self._lock:
             for job in jobs:
                 self._ahead.remove(job)
@@ -170,6 +172,7 @@ class Worker(threading.Thread):
         job.attempts += 1
         if (
             job.attempts <= self._options.max_retries
+            and job.segments == 1
             and isinstance(error, _PASSING)
             and not self._interrupted
             and time.monotonic() < job.batch.deadline
@@ -225,7 +228,7 @@ class Worker(threading.Thread):
             # The others of this batch would run into the same, each after a time-out of its own,
             # and nobody else is there to serve them.
             for other in self._queue.withdraw(job.batch):
-                self._stats.add(failures=1)
+                self._stats.add(failures=other.failures)
                 other.done(error)
         self._settle(job, error)
 
@@ -233,9 +236,9 @@ class Worker(threading.Thread):
         self._let_go(job)
         if job.movable and not job.settled:
             if error is None:
-                self._account.requests += 1
+                self._account.requests += job.segments
             else:
-                self._account.failures += 1
+                self._account.failures += job.failures
         # The batch's caller, when it has all answers, shall find them counted.
         if not self._jobs or self._jobs[-1].batch is not job.batch:
             self._count()

@@ -85,8 +85,8 @@ class Callback:
 
 
 def make_old(package):
-    wire_v2 = importlib.import_module(package + ".wire_v2")
-    receive = wire_v2.ChildCodec.receive
+    child_codec = importlib.import_module(package + ".child_codec")
+    receive = child_codec.ChildCodec.receive
 
     def lockstep(self, channel, deadline, max_bytes):
         message = receive(self, channel, deadline, max_bytes)
@@ -94,7 +94,7 @@ def make_old(package):
             os._exit(9)
         return message
 
-    wire_v2.ChildCodec.receive = lockstep
+    child_codec.ChildCodec.receive = lockstep
     control = importlib.import_module(package + ".control")
     control.offered_versions = lambda values: ([2],)
 

@@ -19,7 +19,7 @@ package.__path__ = [os.path.join(sys.argv[1], "jax_sprint_control")]
 sys.modules["control"] = package
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from control import wire, wire_v2  # noqa: E402
+from control import child_codec, wire, wire_v2  # noqa: E402
 from fake_sprint import Death, expected, expected_automaton  # noqa: E402
 
 config = dict(
@@ -129,10 +129,10 @@ while True:
     if command == "exit":
         break
     if command == "init":
-        channel.send(("ok", "SprintControl", 1, *wire_v2.offered_versions(config)))
+        channel.send(("ok", "SprintControl", 1, *child_codec.offered_versions(config)))
         continue
     if command == "upgrade":
-        channel.send(("ok", *wire_v2.accept_upgrade(channel, config, *args)))
+        channel.send(("ok", *child_codec.accept_upgrade(channel, config, *args)))
         continue
     assert channel._codec is not None or config.get("protocol") != "2"
     if command == "get_loss_and_error_signal":

@@ -380,9 +380,9 @@ def test_two_threads_are_worth_it_for_large_copies(fake, monkeypatch, labels, sh
     seen: list[tuple[float, float]] = []
     real = WorkQueue.answered
 
-    def record(self, cost, waited, count=1, took=None):
+    def record(self, cost, waited, count=1, took=None, kind=""):
         seen.append((waited, took))
-        real(self, cost, waited, count, took)
+        real(self, cost, waited, count, took, kind)
 
     monkeypatch.setattr(WorkQueue, "answered", record)
     log_posteriors = np.random.default_rng(0).normal(size=(9, 12, labels)).astype(np.float32)

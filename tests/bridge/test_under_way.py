@@ -120,7 +120,7 @@ def test_there_is_room_while_it_fits_into_pipe_and_memory() -> None:
         send(instance, "a/slow/1")
         assert instance.has_room("a/b/1", 4)
         assert not instance.has_room("a/b/1", 1 << 30)
-        assert not instance.has_room("a/" + 3000 * "b", 4)
+        assert not instance.has_room("a/" + 4000 * "b", 4)
         assert not instance.has_room("a/b/1", 0)  # losses and automata take turns
         count = 0
         while instance.has_room("a/b/1", 4 * 63):

@@ -16,10 +16,10 @@ import sys
 
 import numpy as np
 
+from .child_codec import accept_upgrade, offered_versions
 from .request import Request
 from .scratch import Scratch
 from .wire import Channel, FormatError, PeerClosedError
-from .wire_v2 import accept_upgrade, offered_versions
 
 __all__ = ["PROTOCOL_VERSION", "PythonControl"]
 

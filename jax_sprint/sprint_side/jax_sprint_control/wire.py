@@ -76,7 +76,7 @@ class Channel:
         # What was read beyond the message that it was read for; only in version 2.
         self._ahead = bytearray(_READ_AHEAD)
         self._begin = self._end = 0
-        # None: version 1.  Otherwise what `wire_v2` put here.
+        # None: version 1.  Otherwise what `child_codec` put here.
         self._codec = None
         self._next_codec = None
         self._pollers = {}
@@ -152,7 +152,7 @@ class Channel:
         return decode(self._read(size, deadline))
 
     def change_after_reply(self, codec):
-        """Speaks another version from the next reply on: see `wire_v2.ChildCodec`."""
+        """Speaks another version from the next reply on: see `child_codec.ChildCodec`."""
         self._next_codec = codec
 
     def poll(self, timeout=0):
@@ -161,7 +161,7 @@ class Channel:
         Args:
             timeout: seconds to wait for it; None waits for ever.
         """
-        if self._begin != self._end:
+        if self._begin != self._end or (self._codec is not None and self._codec.waiting):
             return True
         return self._wait(self.read_fd, select.POLLIN, _deadline(timeout))
 

@@ -2,7 +2,7 @@
 
 There is no pickle in it.  Each message is a header, the segment's name, and perhaps a payload::
 
-    magic "JSv2" | kind u16 | flags u16 | number u64 | name bytes u32 | unused u32
+    magic "JSv2" | kind u16 | flags u16 | number u64 | name bytes u32 | segments u32
     rows u64 | columns u64 | payload bytes u64 | offset u64 | memory bytes u64 | loss f64
     name (UTF-8)
     payload, unless flag 1 says that it lies at `offset` of the shared memory
@@ -16,9 +16,20 @@ kind                   rows, columns                          payload
 4 loss, reply          T, L; and `loss`                       error signal [T, L] f32
 5 automaton, reply     states, E edges                        edges [3, E] u32, weights [E] f32
 6 exception, reply                                            text (UTF-8)
+7 losses, request      sum of all T, L                        log-posteriors [sum T, L] f32
+8 automata, request                                           none
+9 losses, reply        sum of all T, L                        losses [segments] f64
+10 automata, reply     0, sum of all E                        states and edges [segments, 2] u32,
+                                                              edges [3, sum E] u32, weights f32
 =====================  =====================================  ==================================
 
 A reply repeats the number and the name of its request.  All numbers are little-endian.
+
+Kinds 7 to 10 are about several segments, whose number only they give (0 elsewhere).  The name is
+then a table: the frames of each [segments] u32, 0 for automata, and the names, with a zero byte
+between two.  Posteriors of losses always lie in the shared memory, and their error signals, one
+behind the other, where a single one would.  An exception is about all of them: the parent asks
+again for one after the other, to learn which it was.
 
 The shared memory is an anonymous file that the parent made, sealed against shrinking (reading
 behind a file's end is a SIGBUS), and that the child inherited.  The parent alone writes a request
@@ -30,12 +41,12 @@ Several requests may be under way.  The child takes them in the order in which t
 answers each before it takes the next; what waits is in the pipe and in the shared memory.
 
 How it is agreed upon, in version 1: the child answers the handshake with a fourth element, the list
-of further versions, and a fifth, how many requests may be under way (1 where it is missing); the
-parent sends ``("upgrade", 2, memory)`` and gets ``("ok", 2, memory)``, where `memory` says whether
-the shared memory is used; from then on both speak version 2.
+of further versions, a fifth, how many requests may be under way, and a sixth, about how many
+segments one of them may be (each 1 where it is missing); the parent sends
+``("upgrade", 2, memory)`` and gets ``("ok", 2, memory)``, where `memory` says whether the shared
+memory is used; from then on both speak version 2, the child through `child_codec`.
 """
 
-import os
 import struct
 from collections import namedtuple
 
@@ -45,45 +56,48 @@ from .memory import Memory
 from .pickle_names import FormatError
 
 __all__ = [
+    "AUTOMATA_REPLY",
+    "AUTOMATA_REQUEST",
     "AUTOMATON_REPLY",
     "AUTOMATON_REQUEST",
     "EXCEPTION_REPLY",
     "EXIT",
     "IN_MEMORY",
+    "LOSSES_REPLY",
+    "LOSSES_REQUEST",
     "LOSS_REPLY",
     "LOSS_REQUEST",
     "PAGE",
-    "ChildCodec",
     "Memory",
     "Message",
-    "accept_upgrade",
     "make_header",
+    "make_table",
     "message_bytes",
-    "offered_versions",
     "read_complete",
     "read_message",
+    "read_table",
     "reply_offset",
     "write_message",
 ]
 
 LOSS_REQUEST, AUTOMATON_REQUEST, EXIT, LOSS_REPLY, AUTOMATON_REPLY, EXCEPTION_REPLY = range(1, 7)
+LOSSES_REQUEST, AUTOMATA_REQUEST, LOSSES_REPLY, AUTOMATA_REPLY = range(7, 11)
 IN_MEMORY = 1
 
 _HEADER = struct.Struct("<4sHHQIIQQQQQd")
 _MAGIC = b"JSv2"
 _MAX_NAME = 1 << 16
 PAGE = 4096
-# As many requests as the parent likes: they wait outside of this process.
-_UNDER_WAY = 1 << 16
 
 
 # One message, taken apart.  `payload` is None, or the bytes [n] uint8 that followed in the pipe.
 Message = namedtuple(
-    "Message", "kind flags number name rows columns payload_bytes offset memory_bytes loss payload"
+    "Message",
+    "kind flags number name segments rows columns payload_bytes offset memory_bytes loss payload",
 )
 
 
-def make_header(kind, number, name, rows, columns, loss, size, memory=None):
+def make_header(kind, number, name, rows, columns, loss, size, memory=None, segments=0):
     """Header and name of a message, bytes: all of it, if the payload lies in the memory.
 
     Args:
@@ -91,6 +105,7 @@ def make_header(kind, number, name, rows, columns, loss, size, memory=None):
         name: the segment's name, bytes.
         size: of the payload, in bytes.
         memory: (offset of the payload, size of the whole memory); None if it follows in the pipe.
+        segments: as in the header.
     """
     flags, (offset, memory_bytes) = (0, (0, 0)) if memory is None else (IN_MEMORY, memory)
     return (
@@ -100,7 +115,7 @@ def make_header(kind, number, name, rows, columns, loss, size, memory=None):
             flags,
             number,
             len(name),
-            0,
+            segments,
             rows,
             columns,
             size,
@@ -123,13 +138,14 @@ def write_message(
     loss=0.0,
     payload=(),
     memory=None,
+    segments=0,
 ):
     """Writes one message.
 
     Args:
         channel: a `wire.Channel`.
         deadline: of the monotonic clock, or None.
-        kind, number, rows, columns, loss: as in the header.
+        kind, number, rows, columns, loss, segments: as in the header.
         name: the segment's name, bytes.
         payload: what follows in the pipe: bytes-like objects.
         memory: instead of that, (offset, size, size of the whole memory) of the payload, in bytes.
@@ -137,12 +153,12 @@ def write_message(
     if memory is not None:
         offset, size, memory_bytes = memory
         place = (offset, memory_bytes)
-        header = make_header(kind, number, name, rows, columns, loss, size, place)
+        header = make_header(kind, number, name, rows, columns, loss, size, place, segments)
         channel.write_raw([header], deadline)
         return
     pieces = [memoryview(piece).cast("B") for piece in payload if len(piece)]
     size = sum(len(piece) for piece in pieces)
-    header = make_header(kind, number, name, rows, columns, loss, size)
+    header = make_header(kind, number, name, rows, columns, loss, size, None, segments)
     channel.write_raw([header, *pieces], deadline)
 
 
@@ -155,7 +171,7 @@ def read_message(channel, deadline, max_bytes):
         flags,
         number,
         name_bytes,
-        _,
+        segments,
         rows,
         columns,
         size,
@@ -163,7 +179,7 @@ def read_message(channel, deadline, max_bytes):
         memory_bytes,
         loss,
     ) = _HEADER.unpack_from(data, begin)
-    if magic != _MAGIC or not LOSS_REQUEST <= kind <= EXCEPTION_REPLY or flags & ~IN_MEMORY:
+    if magic != _MAGIC or not LOSS_REQUEST <= kind <= AUTOMATA_REPLY or flags & ~IN_MEMORY:
         raise FormatError("no message of version 2: %r" % bytes(data[begin : begin + 16]))
     if name_bytes > _MAX_NAME:
         raise FormatError("a message claims a name of %d bytes" % name_bytes)
@@ -187,7 +203,8 @@ def read_message(channel, deadline, max_bytes):
     else:
         channel.take(whole)
     return Message(
-        kind, flags, number, name, rows, columns, size, offset, memory_bytes, loss, payload
+        *(kind, flags, number, name, segments, rows, columns),
+        *(size, offset, memory_bytes, loss, payload),
     )
 
 
@@ -201,15 +218,14 @@ def read_complete(channel):
     data, begin, have = channel.look()
     while have >= _HEADER.size:
         header = _HEADER.unpack_from(data, begin)
-        magic, kind, flags, number, name_bytes, _, rows, columns, size, offset, memory, loss = (
-            header
-        )
+        magic, kind, flags, number, name_bytes, segments = header[:6]
+        rows, columns, size, offset, memory, loss = header[6:]
         in_pipe = 0 if flags & IN_MEMORY else size
         whole = _HEADER.size + name_bytes + in_pipe
         if (
             have < whole
             or magic != _MAGIC
-            or not LOSS_REQUEST <= kind <= EXCEPTION_REPLY
+            or not LOSS_REQUEST <= kind <= AUTOMATA_REPLY
             or flags & ~IN_MEMORY
             or name_bytes > _MAX_NAME
         ):
@@ -222,128 +238,50 @@ def read_complete(channel):
             np.frombuffer(data, np.uint8, in_pipe, begin - in_pipe).copy() if in_pipe else None
         )
         messages.append(
-            Message(kind, flags, number, name, rows, columns, size, offset, memory, loss, payload)
+            Message(
+                *(kind, flags, number, name, segments, rows, columns),
+                *(size, offset, memory, loss, payload),
+            )
         )
         channel.take(whole)
     return messages
 
 
 def message_bytes(name):
-    """How many bytes of the pipe a message takes at most, its payload not counted.
+    """How many bytes of the pipe a message takes, its payload not counted.
 
     Args:
         name: the segment's name, a str.
     """
-    return _HEADER.size + 4 * len(name)
+    return _HEADER.size + len(name.encode("utf-8"))
+
+
+def make_table(names, lengths=None):
+    """The name of a message about several segments: bytes.
+
+    Args:
+        names: theirs, str without zero bytes.
+        lengths: the frames of each; None for automata.
+    """
+    counts = [0] * len(names) if lengths is None else lengths
+    return struct.pack("<%dI" % len(names), *counts) + "\0".join(names).encode("utf-8")
+
+
+def read_table(message):
+    """The names and lengths that `make_table` was given, two lists.
+
+    Raises:
+        FormatError: it is no such table, or not of so many segments.
+    """
+    count, table = message.segments, message.name
+    if not 0 < 4 * count < len(table):
+        raise FormatError("%d segments in %d bytes" % (count, len(table)))
+    names = table[4 * count :].decode("utf-8").split("\0")
+    if len(names) != count or not all(names):
+        raise FormatError("%d names for %d segments" % (len(names), count))
+    return names, list(struct.unpack_from("<%dI" % count, table))
 
 
 def reply_offset(request_bytes):
     """How far behind a request's payload, of that many bytes, its reply's payload lies."""
     return -(-request_bytes // PAGE) * PAGE
-
-
-# ------------------------------------------------------------------------------ the child's side
-
-
-def offered_versions(values):
-    """What the child adds to its answer to the handshake.
-
-    Args:
-        values: the pairs of the parent's config string.
-    """
-    return ([2], _UNDER_WAY) if values.get("protocol") == "2" else ()
-
-
-def accept_upgrade(channel, values, version, use_memory):
-    """The child's answer to ``("upgrade", version, memory)``; takes effect once it was sent.
-
-    Args:
-        channel: the child's `wire.Channel`.
-        values: the pairs of the parent's config string.
-        version: the version that the parent wants.
-        use_memory: whether it wants the shared memory to be used.
-    """
-    if version != 2 or not offered_versions(values):
-        raise ValueError("cannot change to version %r of the protocol" % (version,))
-    memory = None
-    if use_memory and values.get("shm_fd", "").isdigit():
-        try:
-            fd = int(values["shm_fd"])
-            os.fstat(fd)
-            memory = Memory(fd)
-        except OSError:
-            memory = None  # a wrapper did not pass it on; the pipe will do
-    channel.change_after_reply(ChildCodec(memory))
-    return 2, memory is not None
-
-
-class ChildCodec:
-    """Makes version 2 look like version 1 to the control module: the same tuples in and out."""
-
-    def __init__(self, memory):
-        self.memory = memory
-        self.request = None
-
-    def receive(self, channel, deadline, max_bytes):
-        message = read_message(channel, deadline, max_bytes)
-        self.request = message
-        if message.kind == EXIT:
-            return ("exit",)
-        name = message.name.decode("utf-8")
-        if message.kind == AUTOMATON_REQUEST:
-            return ("export_allophone_state_fsa_by_segment_name", name)
-        if message.kind != LOSS_REQUEST:
-            raise FormatError("a message of kind %d is no request" % message.kind)
-        rows, columns, size = message.rows, message.columns, message.payload_bytes
-        if rows * columns * 4 != size or not size:
-            raise FormatError("log-posteriors [%d, %d] in %d bytes" % (rows, columns, size))
-        if message.flags & IN_MEMORY:
-            if self.memory is None or message.offset % PAGE:
-                raise FormatError("a payload in shared memory that was not agreed upon")
-            end = message.offset + reply_offset(size) + size
-            self.memory.require(max(message.memory_bytes, end))
-            array = self.memory.array((rows, columns), message.offset)
-        else:
-            array = message.payload.view(np.float32).reshape(rows, columns)
-        return ("get_loss_and_error_signal", name, rows, array)
-
-    def send(self, channel, answer, deadline):
-        request, self.request = self.request, None
-        if request is None:
-            raise FormatError("an answer to nothing")
-        number, name = request.number, request.name
-        if answer[0] != "ok":
-            text = str(answer[1] if len(answer) > 1 else "").encode("utf-8", "replace")
-            write_message(
-                channel, deadline, EXCEPTION_REPLY, number, name, payload=[text[: 1 << 16]]
-            )
-        elif request.kind == LOSS_REQUEST:
-            loss, error_signal = answer[1:]
-            shape = (request.rows, request.columns)
-            if error_signal.shape != shape:
-                raise FormatError("an error signal %s for %s" % (error_signal.shape, shape))
-            arguments = (channel, deadline, LOSS_REPLY, number, name, shape[0], shape[1])
-            if request.flags & IN_MEMORY:
-                offset = request.offset + reply_offset(request.payload_bytes)
-                np.copyto(self.memory.array(shape, offset), error_signal, casting="same_kind")
-                place = (offset, request.payload_bytes, self.memory.size)
-                write_message(*arguments, loss=float(loss), memory=place)
-            else:
-                data = np.ascontiguousarray(error_signal, np.float32)
-                write_message(*arguments, loss=float(loss), payload=[data.reshape(-1)])
-        else:
-            states, arcs, edges, weights = answer[1:]
-            edges = np.ascontiguousarray(edges, np.uint32).reshape(-1)
-            weights = np.ascontiguousarray(weights, np.float32).reshape(-1)
-            if len(edges) != 3 * arcs or len(weights) != arcs:
-                raise FormatError("%d edges in %d numbers" % (arcs, len(edges)))
-            write_message(
-                channel,
-                deadline,
-                AUTOMATON_REPLY,
-                number,
-                name,
-                int(states),
-                int(arcs),
-                payload=[edges, weights],
-            )
