@@ -135,10 +135,17 @@ class AutomataCache:
         now = self.inspect() if automata else None
         if now is None:
             return
+        # There are as many as Sprints, and each is compared file by file.
+        births = {id(born): born for _, born in automata.values()}
+        current = {
+            number
+            for number, born in births.items()
+            if born is not None and born.digest == now.digest and not born.changed(now)
+        }
         fresh = {
             segment: automaton
             for segment, (automaton, born) in automata.items()
-            if born is not None and born.digest == now.digest and not born.changed(now)
+            if id(born) in current
         }
         with self._lock:
             for segment, automaton in fresh.items():

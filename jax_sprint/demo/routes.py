@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+import contextlib
+import itertools
+import logging
+import threading
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -10,6 +14,7 @@ import numpy as np
 
 from jax_sprint import (
     Automata,
+    SprintError,
     SprintInstancePool,
     encode_tags,
     full_sum_loss,
@@ -22,7 +27,11 @@ from jax_sprint.demo.dataset import Part
 
 __all__ = ["ROUTES", "CallbackRoute", "FsaRoute", "Route"]
 
+logger = logging.getLogger("jax_sprint")
+
 _ASKED_BEFORE = 64
+# So many segments at a time, of those that nobody waits for yet.
+_IN_ADVANCE = 64
 # While a step compiles Sprint gets so many batches ahead, at about 1 MB each.
 _DEPTH = 32
 
@@ -48,9 +57,10 @@ class Route(Protocol):
 class FsaRoute:
     """Sprint exports each segment's automaton; XLA sums over its paths.
 
-    Automata are fetched and packed while the step before is computed.  The pool keeps them, so
-    from the second epoch on Sprint is not asked.  All batches of a bucket have one shape, if none
-    has larger automata than those segments that seem to have the largest.
+    Automata are fetched and packed while the step before is computed, and while the first one
+    compiles Sprint exports those of later batches too.  The pool keeps them, so from the second
+    epoch on Sprint is not asked.  All batches of a bucket have one shape, if none has larger
+    automata than those segments that seem to have the largest.
 
     Args:
         pool: the Sprint processes.
@@ -67,6 +77,7 @@ class FsaRoute:
         self._pool = pool
         self._tags = part.tags
         self._num_labels = len(part.labels)
+        self._order = [part.tags[member] for bucket in buckets for member in bucket.members]
         self.padding = GrowingSizes(lambda batch: batch.bucket)
         for index, bucket in enumerate(buckets):
             by_size = sorted(bucket.members.tolist(), key=lambda member: -part.sizes[member])
@@ -76,7 +87,7 @@ class FsaRoute:
 
     def supervise(self, batches: Iterable[Batch]) -> Generator[tuple[Batch, Automata], None, None]:
         """See `Route`."""
-        return prefetch(
+        prefetched = prefetch(
             batches,
             self._pool,
             depth=_DEPTH,
@@ -84,6 +95,35 @@ class FsaRoute:
             num_labels=self._num_labels,
             pad_to=self.padding,
         )
+        with contextlib.closing(prefetched):
+            for first in itertools.islice(prefetched, 1):
+                with self._exporting_in_advance():
+                    yield first
+            yield from prefetched
+
+    @contextlib.contextmanager
+    def _exporting_in_advance(self) -> Iterator[None]:
+        """Has Sprint export automata, those of the shortest segments first, as long as it lasts."""
+        done = threading.Event()
+
+        def export() -> None:
+            for begin in range(0, len(self._order), _IN_ADVANCE):
+                names = self._order[begin : begin + _IN_ADVANCE]
+                try:
+                    self._pool.get_automata(names, cancelled=done)
+                except SprintError as error:
+                    # Whoever needs that segment meets it again.
+                    logger.debug("no automata in advance: %s", error)
+                if done.is_set():
+                    return
+
+        thread = threading.Thread(target=export, name="jax_sprint automata in advance", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
 
     def loss(
         self, log_posteriors: jax.Array, seq_lengths: jax.Array, targets: Automata
