@@ -32,7 +32,7 @@ from jax_sprint.kernels._scores import (
     FrameParts,
     Problem,
     bad_values,
-    by_label,
+    by_slot,
     clean,
     frame_scores,
     last_scores,
@@ -127,7 +127,6 @@ def _summary(
     bad, closing, whole, alpha, before, frames = _forward(time_axis, log_posteriors, problem)
     links, _ = clean(problem.links)
     graph = problem.graph
-    num_labels = log_posteriors.shape[2]
     loss = loss_of(SCALED.log(whole), bad)
     valid = jnp.isfinite(loss)
     ahead, back = entering(SCALED, graph, links.arcs), leaving(SCALED, graph, links.arcs)
@@ -160,29 +159,29 @@ def _summary(
         last = endings.last
         if last is not None:
             last = jnp.where(valid[:, None, None], last, 0.0)
-        labels = by_label(share, last, problem, num_labels, time_axis, first)
+        slots = by_slot(share, last, problem, time_axis, first)
         if with_arcs:
             arc = arc + found.arc
-        return (beta, arc, at_end + found.at_end), labels.astype(log_posteriors.dtype)
+        return (beta, arc, at_end + found.at_end), slots
 
     zero = jnp.where(valid, jnp.zeros_like(loss), 0.0)[:, None]
     none = zero[:, :, None] + jnp.zeros(graph.in_arc.shape, zero.dtype)
     start_of = (SCALED.tidy(closing.before), none, zero)
-    (beta, arc, at_end), labels = lax.scan(block, start_of, (frames, before), reverse=True)
+    (beta, arc, at_end), slots = lax.scan(block, start_of, (frames, before), reverse=True)
     start = starting(SCALED, closing, beta, whole)
     end, last = finished(closing, endings, start, at_end)
 
     def kept(array: Array) -> Array:
         return jnp.where(valid.reshape((-1,) + (1,) * (array.ndim - 1)), array, 0.0)
 
-    labels = jnp.moveaxis(labels, 0, time_axis)
-    shape = list(log_posteriors.shape)
-    shape[time_axis] = labels.shape[time_axis] * labels.shape[time_axis + 1]
-    labels = lax.slice_in_dim(
-        labels.reshape(shape), 0, log_posteriors.shape[time_axis], axis=time_axis
+    slots = jnp.moveaxis(slots, 0, time_axis)
+    shape = [slots.shape[0], slots.shape[2], slots.shape[3]]
+    shape[time_axis] = slots.shape[time_axis] * slots.shape[time_axis + 1]
+    slots = lax.slice_in_dim(
+        slots.reshape(shape), 0, log_posteriors.shape[time_axis], axis=time_axis
     )
     return loss, Summary(
-        labels.astype(loss.dtype),
+        slots,
         kept(arc),
         kept(start),
         kept(end),

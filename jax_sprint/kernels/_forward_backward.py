@@ -14,7 +14,7 @@ from jax_sprint.automata import Automata
 from jax_sprint.kernels._expected import Occupancies, by_state_and_edge
 from jax_sprint.kernels._inputs import at_least_one_frame, check, prepare
 from jax_sprint.kernels._partition import solve
-from jax_sprint.kernels._scores import by_label
+from jax_sprint.kernels._scores import by_slot, spread
 from jax_sprint.kernels._shared import prepare_shared, shared_solve
 
 __all__ = ["forward_backward"]
@@ -55,7 +55,8 @@ def _run(
         return loss, jax.lax.slice_in_dim(found.labels, 0, num_frames, axis=time_axis), None
     problem = prepare(*arguments)
     loss, counts = solve(time_axis, at_least_one_frame(log_posteriors, time_axis), problem)
-    posteriors = by_label(*counts.shares, problem, num_labels, time_axis)
+    posteriors = by_slot(*counts.shares, problem, time_axis)
+    posteriors = spread(posteriors, problem, num_labels, time_axis)
     posteriors = jax.lax.slice_in_dim(posteriors, 0, num_frames, axis=time_axis)
     if not with_occupancies:
         return loss, posteriors, None

@@ -19,9 +19,9 @@ gradient.  A sequence never touches another one.  Scores below about -3e6 nats p
 below -9e7 in all, count as impossible.
 
 First derivatives are formed by hand from the occupancies (forward-backward); they are the tangent
-rule of a `custom_jvp`, linear in the tangents, so JAX turns them round for reverse mode.  The
-posteriors are spread over the labels by a gather from an inverse table: a scatter into [T, B, V]
-costs several times more.  Second derivatives come from the same recursions in the log semiring.
+rule of a `custom_jvp`, linear in the tangents, so JAX turns them round for reverse mode.  They hold
+the posteriors of the labels that a graph has, and nothing of the size [T, B, V]: see `weighted`.
+Second derivatives come from the same recursions in the log semiring.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from jax_sprint.kernels._closing import close
 from jax_sprint.kernels._graph import apart, at_frame, at_index
 from jax_sprint.kernels._occupancy import Occupancy, occupancy
 from jax_sprint.kernels._recursion import forward
-from jax_sprint.kernels._scores import Problem, by_label, clean, node_scores
+from jax_sprint.kernels._scores import Problem, at_slots, by_slot, clean, node_scores, weighted
 from jax_sprint.kernels._semirings import SCALED
 
 __all__ = ["Summary", "change_of", "loss_of", "only", "partition", "solve", "summary"]
@@ -47,7 +47,7 @@ Array = Any
 class Summary(NamedTuple):
     """What the first derivatives need, 0 for invalid sequences; see `Occupancy`."""
 
-    labels: Array  # [T, B, V] or [B, T, V], probability of each label
+    slots: Array  # [T, B, U] or [B, T, U], probability of each slot's label
     arc: Array  # [B, K, N]
     start: Array  # [B, N]
     end: Array  # [B, N]
@@ -113,8 +113,8 @@ def only(counts: Occupancy, valid: Array) -> Occupancy:
 def summary(time_axis: int, log_posteriors: Array, problem: Problem) -> tuple[Array, Summary]:
     """Loss [B], and what its first derivatives need; see `partition`."""
     loss, counts = solve(time_axis, log_posteriors, problem)
-    labels = by_label(*counts.shares, problem, log_posteriors.shape[2], time_axis)
-    return loss, Summary(labels, counts.arc, counts.start, counts.end, counts.last)
+    slots = by_slot(*counts.shares, problem, time_axis)
+    return loss, Summary(slots, counts.arc, counts.start, counts.end, counts.last)
 
 
 def _nonzero(tangent: Any) -> bool:
@@ -139,20 +139,23 @@ def change_of(
     graph, last = problem.graph, problem.graph.last
     change = jnp.zeros_like(loss)
     if _nonzero(d_log_posteriors):
-        posteriors = (found.labels * problem.am_scale).astype(log_posteriors.dtype)
-        product = posteriors.astype(loss.dtype) * d_log_posteriors.astype(loss.dtype)
+        posteriors = (found.slots * problem.am_scale).astype(log_posteriors.dtype)
+        product = weighted(
+            posteriors.astype(loss.dtype),
+            d_log_posteriors.astype(loss.dtype),
+            problem,
+            time_axis,
+        )
         change = change - jnp.sum(product, axis=(time_axis, 2))
     if _nonzero(d_problem.am_scale):
-        raw = log_posteriors.astype(loss.dtype)
+        raw = at_slots(log_posteriors, problem, time_axis).astype(loss.dtype)
         if problem.shift is not None:
             raw = raw - jnp.expand_dims(problem.shift if time_axis == 0 else problem.shift.T, 2)
-        share = jnp.where(found.labels > 0, raw, 0.0) * found.labels
+        share = jnp.where(found.slots > 0, raw, 0.0) * found.slots
         change = change - jnp.sum(share, axis=(time_axis, 2)) * d_problem.am_scale
     if _nonzero(d_problem.bias):
-        slot_label = problem.layout.slot_label
-        slot_label = jnp.where(slot_label < log_posteriors.shape[2], slot_label, -1)
-        share = _picked(jnp.sum(found.labels, axis=time_axis), slot_label)
-        change = change - jnp.sum(share * d_problem.bias, axis=1)
+        share = jnp.sum(found.slots, axis=time_axis) * d_problem.bias
+        change = change - jnp.sum(share, axis=1)
     offset = d_problem.offset
     if offset is not None and _nonzero(offset):
         change = change - jnp.sum(jnp.where(problem.real, offset, 0.0), axis=0)
