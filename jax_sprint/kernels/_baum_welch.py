@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jax_sprint.kernels._scores import holds_bad
 from jax_sprint.kernels._semirings import FLOOR, SCALED, Value, power_of_two
 
 __all__ = ["fast_baum_welch"]
@@ -88,8 +89,7 @@ def _run(
 
     last, alphas = lax.scan(step, one, (am_scores, real))
     whole = tuple(part[end] for part in last)
-    peak = jnp.min(am_scores, axis=2, initial=jnp.inf)
-    bad = jnp.any(real & ~(peak > -jnp.inf), axis=0) | broken
+    bad = jnp.any(real & holds_bad(-am_scores), axis=0) | broken
     later = jnp.cumsum(real.astype(jnp.int32)[::-1], axis=0)[::-1]
     is_last = real & (later == 1)
     final = at(end)

@@ -19,6 +19,7 @@ __all__ = [
     "by_slot",
     "clean",
     "frame_scores",
+    "holds_bad",
     "last_label",
     "last_scores",
     "node_scores",
@@ -99,11 +100,13 @@ def normalized(time_axis: int, logits: Array, problem: Problem) -> Problem:
     real = problem.real if time_axis == 0 else problem.real.T
     peak = lax.stop_gradient(jnp.max(logits, axis=2, initial=-jnp.inf)).astype(dtype)
     peak = jnp.where(jnp.isfinite(peak), peak, 0.0)
-    # NaN, +inf and padding are kept out, or their derivatives would be NaN; `bad_values` sees them.
+    # NaN, +inf and padding are kept out, or their derivatives would be NaN.  The two former make
+    # the total inf and the offset NaN, which `bad_values` sees: the peak need not be one of them.
     used = real[:, :, None] & (logits < jnp.inf)
-    clean = jnp.where(used, logits.astype(dtype) - peak[:, :, None], -jnp.inf)
+    instead = jnp.where(real, jnp.inf, -jnp.inf).astype(dtype)[:, :, None]
+    clean = jnp.where(used, logits.astype(dtype) - peak[:, :, None], instead)
     total = jnp.sum(jnp.exp(clean), axis=2)
-    some = total > 0
+    some = (total > 0) & (total < jnp.inf)
     normalizer = jnp.where(some, jnp.log(jnp.where(some, total, 1.0)), jnp.nan)
     normalizer = jnp.where(real, normalizer, 0.0)
     if time_axis == 1:
@@ -117,16 +120,24 @@ def normalized(time_axis: int, logits: Array, problem: Problem) -> Problem:
 def bad_values(time_axis: int, log_posteriors: Array, problem: Problem) -> Array:
     """Whether a sequence uses a value that is NaN or +inf [B]."""
     real, offset = problem.real, problem.offset
-    peak = jnp.max(log_posteriors, axis=2, initial=-jnp.inf)
-    if time_axis == 1:
-        peak = jnp.swapaxes(peak, 0, 1)
     # A score is bad where one of its parts is: no need to look at [T, B, N].
-    bad = jnp.any(real & ~(peak < jnp.inf), axis=0) | ~(jnp.abs(problem.am_scale) < jnp.inf)
+    bad = ~(jnp.abs(problem.am_scale) < jnp.inf)
     used = problem.layout.slot_label >= 0
     bad = bad | jnp.any(used & ~(problem.bias < jnp.inf), axis=1)
     if offset is not None:
-        bad = bad | jnp.any(real & ~(offset < jnp.inf), axis=0)
-    return bad
+        return bad | jnp.any(real & ~(offset < jnp.inf), axis=0)
+    wrong = holds_bad(log_posteriors)
+    return bad | jnp.any(real & (wrong.T if time_axis == 1 else wrong), axis=0)
+
+
+def holds_bad(scores: Array) -> Array:
+    """Whether any of [..., V] is NaN or +inf.
+
+    By the sum: XLA's maximum does not see NaN in large arrays, on a CPU.  Where finite scores add
+    up to +inf, one of them is as good as that.
+    """
+    dtype = jnp.float64 if scores.dtype == jnp.float64 else jnp.float32
+    return ~(jnp.sum(scores, axis=-1, dtype=dtype) < jnp.inf)
 
 
 def _scaled(

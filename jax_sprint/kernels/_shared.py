@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from jax_sprint.automata import Automata
 from jax_sprint.automata._sliced import Sliced
+from jax_sprint.kernels._scores import holds_bad
 from jax_sprint.kernels._shared_counts import Counts, counts
 from jax_sprint.kernels._shared_recursion import Scores, log_total
 from jax_sprint.kernels._shared_sums import LOGS, PAIRS
@@ -84,9 +85,9 @@ def clean(log_posteriors: Array, am_scale: Array, problem: SharedProblem) -> tup
     frames = log_posteriors
     if frames.shape[2] == 0:
         frames = jnp.pad(frames, ((0, 0), (0, 0), (0, 1)))
-    peak = jnp.max(frames, axis=2)
-    time = jax.lax.broadcasted_iota(jnp.int32, peak.shape, 0)
-    bad = jnp.any((time < problem.lengths[None]) & ~(peak < jnp.inf), axis=0)
+    wrong = holds_bad(frames)
+    time = jax.lax.broadcasted_iota(jnp.int32, wrong.shape, 0)
+    bad = jnp.any((time < problem.lengths[None]) & wrong, axis=0)
     used = problem.tables.slot_label
     bias = problem.bias.at[jnp.maximum(used, 0)].get(mode="clip")
     bad = bad | ~(jnp.abs(am_scale) < jnp.inf) | jnp.any((used >= 0) & ~(bias < jnp.inf))
