@@ -235,7 +235,8 @@ def picture(path: Path, figures: dict[str, Any]) -> None:
         if axis is not axes[0][0]:
             axis.set_yticks(range(len(names)), [""] * len(names))
         for place, value in enumerate(values):
-            axis.text(value, place, f" {value / values[0]:.1f}x", va="center", fontsize=6)
+            over = ratio(times[names[place]], times[names[0]])
+            axis.text(value, place, f" {over:.1f}x", va="center", fontsize=6)
         axis.set_xlim(0, 1.15 * max(values))
     panels.suptitle(f"Bridge, echoing children, {figures['date']}", fontsize=10)
     panels.savefig(path, dpi=120)

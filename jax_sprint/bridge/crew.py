@@ -95,6 +95,11 @@ class Crew:
         """How many Sprints there are, or will be."""
         return self._options.num_instances
 
+    @property
+    def most_segments(self) -> int:
+        """About how many segments one request may be, by what the Sprints permit."""
+        return self._queue.most_segments
+
     def pace(self, questions: Sequence[Any]) -> float:
         """Seconds that a Sprint took lately for requests like these, per cost, each plus one.
 

@@ -70,7 +70,7 @@ def ask(
         SprintClosedError: as `Crew.run`.
     """
     batch.size = len(questions)
-    groups = split(questions, crew.pace(questions), crew.num_instances)
+    groups = split(questions, crew.pace(questions), crew.num_instances, crew.most_segments)
     if len(groups) == len(questions):
         crew.run(batch, [Job(batch, *each) for each in questions], cancelled=cancelled, limit=limit)
         return
@@ -96,15 +96,18 @@ def ask(
     batch.errors |= errors
 
 
-def split(questions: Sequence[Question], pace: float, num_instances: int) -> list[list[Question]]:
+def split(
+    questions: Sequence[Question], pace: float, num_instances: int, most: int = _MOST
+) -> list[list[Question]]:
     """Puts short ones together, such that each Sprint gets at least two groups.
 
     Args:
         questions: what is asked.
         pace: seconds that Sprint takes per cost, each plus one; inf if that is not known.
         num_instances: how many Sprints there are.
+        most: about how many segments they permit one request to be.
     """
-    most = min(_MOST, math.ceil(len(questions) / (2 * num_instances)))
+    most = min(_MOST, most, math.ceil(len(questions) / (2 * num_instances)))
     if most < 2 or pace == math.inf:
         return [[each] for each in questions]
     groups: list[list[Question]] = []

@@ -53,7 +53,8 @@ class SprintOptions:
             Sprint's trainers need.
         num_instances: number of Sprint processes in a pool.
         start_timeout: seconds from starting the executable to its answer to the handshake.
-        request_timeout: seconds for one segment, from the request to the complete answer.
+        request_timeout: seconds for one segment, from the request to the complete answer; also for
+            several that are so short that they are asked for together.
         batch_timeout: seconds for the losses of one batch, from the call to its end, with waiting
             for a free Sprint, starting it and asking again; None for no limit, but 25 s in programs
             on several devices: there the others wait in the next collective, and XLA ends the
@@ -63,7 +64,8 @@ class SprintOptions:
         exit_timeout: seconds for Sprint to end by itself after being told to.
         max_retries: how often a pool asks again for a segment after its Sprint failed to start,
             died, did not answer in time or answered nonsense, each time on a fresh Sprint.  A
-            request that Sprint itself refuses is not repeated.
+            request that Sprint itself refuses is not repeated.  That short segments were asked for
+            together, and are then asked for one by one, does not count.
         on_error: what a pool does about the loss of a segment for which it cannot be had:
             "raise", or "mask": NaN as its loss and zero as its error signal.  That Sprint cannot be
             started at all is always raised.

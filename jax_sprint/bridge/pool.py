@@ -170,7 +170,8 @@ class SprintInstancePool:
         """Sums over the whole life of the pool.
 
         Returns:
-            `requests` answered, `failures`, `masked` segments, `retries`; `starts` of Sprint,
+            `requests` answered, `failures`, `masked` segments, `retries` (also of segments that
+            were asked for together, as nobody knows which of them failed); `starts` of Sprint,
             `restarts` among them; `bytes_sent` and `bytes_received`; and, summed over all threads,
             `queue_seconds` that requests waited, `child_seconds` that Sprint took for them, and
             `start_seconds`.  Of automata: `automata_from_memory`, `automata_from_disk` and

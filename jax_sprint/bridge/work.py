@@ -47,6 +47,8 @@ class WorkQueue:
         # Seconds that they took, likewise; and those of one kind of requests.
         self.usual = math.inf
         self.usual_of: dict[str, float] = {}
+        # About how many segments one request may be, by the Sprint that started last.
+        self.most_segments = 1
         # The threads that have a Sprint that works, as far as they know.
         self.serving: set[int] = set()
 

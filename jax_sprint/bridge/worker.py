@@ -279,5 +279,6 @@ class Worker(threading.Thread):
                 )
                 self._started_before = True
             self._traffic = instance.traffic
+            self._queue.most_segments = instance.segments
         self._queue.serving.add(self._number)
         return instance
