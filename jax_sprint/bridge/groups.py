@@ -78,6 +78,7 @@ def ask(
     jobs = [_job(together, number, group) for number, group in enumerate(groups)]
     crew.run(together, jobs, cancelled=cancelled, limit=limit)
     batch.unserved = together.unserved
+    batch.unasked |= {each.place for number in together.unasked for each in groups[number]}
     errors: dict[int, BaseException] = {}
     again: list[Question] = []
     for number, error in together.errors.items():

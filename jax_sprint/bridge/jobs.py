@@ -108,6 +108,8 @@ class Batch:
         # Set when there was no Sprint that could be started.
         self.unserved = False
         self.errors: dict[int, BaseException] = {}
+        # Those of them that no Sprint was asked about: others kept all of them busy.
+        self.unasked: set[int] = set()
 
     def expect(self, jobs: Sequence[Job]) -> None:
         self._jobs = jobs
@@ -117,8 +119,11 @@ class Batch:
             self._finished.set()
 
     def verdict(self) -> BaseException:
-        """The error to raise for all of them: the first one's, which tells of the others."""
-        error = self.errors[min(self.errors)]
+        """The error to raise for all of them, which tells of the others.
+
+        The first one's that a Sprint was asked about: it tells why there was none for the others.
+        """
+        error = self.errors[min(self.errors, key=lambda index: (index in self.unasked, index))]
         others = len(self.errors) - 1
         if isinstance(error, SprintError) and others:
             error = error.extended(f"({others} more of the {self.size} requests failed)")
@@ -158,6 +163,7 @@ class Batch:
         """
         with self._lock:
             waiting = [job for job in self._jobs if not (job.settled or job.being_asked)]
+            self.unasked.update(job.index for job in waiting)
             for job in waiting:
                 self._settle(job, reason(job))
         return sum([job.failures for job in waiting])

@@ -208,6 +208,7 @@ class Worker(threading.Thread):
                 self._let_go(job)
             elif time.monotonic() >= job.batch.deadline:
                 late = "its batch's time was over before its Sprint, busy with others, answered"
+                job.batch.unasked.add(job.index)
                 self._settle(job, SprintTimeoutError(late, segment=job.segment))
             else:
                 gone = "the pool was closed, or the batch given up"

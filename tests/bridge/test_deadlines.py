@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import psutil
@@ -64,13 +65,21 @@ def test_what_waits_for_a_free_sprint(options, fake) -> None:
         assert "3 more of the 4 requests failed" in str(pool.last_error)
         assert pool.stats()["failures"] == pool.stats()["masked"] == 4
         check(fake, NAMES, *ask(pool))
-    with (
-        SprintInstancePool(options()) as pool,
-        pytest.raises(SprintTimeoutError, match=r"batch_timeout = 1.0 s: no Sprint was free"),
-    ):
-        pool.get_batch_loss_and_error_signal(
-            POSTERIORS, LENGTHS[::-1], [*NAMES[:3], "a/hang/4"], timeout=1.0
-        )
+    with SprintInstancePool(options()) as pool:
+        pool.start()
+
+        def ask_for(names, timeout):
+            pool.get_batch_loss_and_error_signal(POSTERIORS, LENGTHS, names, timeout=timeout)
+
+        with ThreadPoolExecutor() as threads:
+            busy = threads.submit(ask_for, ["a/hang/1", *NAMES[1:]], 2.5)
+            time.sleep(0.5)
+            with pytest.raises(SprintTimeoutError, match=r"= 1.0 s: no Sprint was free for it"):
+                ask_for(NAMES, 1.0)
+            # It tells of the one that kept the Sprint from the others.
+            with pytest.raises(SprintTimeoutError, match="gave no complete answer") as caught:
+                busy.result()
+            assert caught.value.segment == "a/hang/1"
 
 
 def test_a_sprint_that_is_still_starting_goes_on(options, fake) -> None:

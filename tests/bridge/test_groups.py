@@ -258,6 +258,17 @@ def test_a_batch_that_is_late_is_not_asked_again(sizes) -> None:
         assert 1 < pool.stats()["failures"] <= 14
 
 
+def test_the_one_that_was_asked_about_tells_more() -> None:
+    # The longest is asked about first, and keeps the Sprint busy until the time is over.
+    names = [f"a/{'hang' if b == 3 else 'fine'}/{b}" for b in range(4)]
+    lengths = [5, 4, 3, 9]
+    with SprintInstancePool(child()) as pool:
+        pool.start()
+        with pytest.raises(SprintTimeoutError, match=r"pid \d+, gave no complete") as caught:
+            pool.get_batch_loss_and_error_signal(posteriors(4), lengths, names, timeout=0.7)
+        assert caught.value.segment == names[3]
+
+
 def test_cancelled(sizes) -> None:
     cancelled = SimpleNamespace(is_set=lambda: bool(sizes))
     names = [f"a/{'hang' if b == 0 else 'fine'}/{b}" for b in range(14)]
