@@ -24,7 +24,7 @@ _AHEAD_SECONDS = 0.005
 # A Sprint that is about to be done gets its next request so long before, in seconds, if forecasts
 # are wrong by no more than that.
 _LEAD, _MOST_WRONG = 3e-3, 2e-3
-# That many short ones may wait although another Sprint might take them.
+# A Sprint may have so many short segments to do although another one might take some of them.
 _MOST_SHORT = 11
 # Requests up to this size are handled by one thread at a time.
 _SHORT_BYTES = 1 << 18
@@ -51,6 +51,8 @@ class Ahead:
         self._others = others
         # Their cost, each plus one, and what they take in the memory.
         self._load = self._load_bytes = 0
+        # How many segments they are about.
+        self._segments = 0
         # Seconds that the Sprint took lately per cost.
         self._pace = _AHEAD_SECONDS
         self._nap = 0.0
@@ -60,6 +62,7 @@ class Ahead:
         """Another one was taken on."""
         self._load += job.cost + 1
         self._load_bytes += job.data_bytes
+        self._segments += job.segments
         self.jobs.append(job)
 
     def remove(self, job: Job) -> None:
@@ -68,6 +71,7 @@ class Ahead:
             self.jobs.remove(job)
             self._load -= job.cost + 1
             self._load_bytes -= job.data_bytes
+            self._segments -= job.segments
 
     def answered(self, cost: float, seconds: float, count: int) -> None:
         """Sprint took that long for so many, each of that cost on average."""
@@ -93,7 +97,7 @@ class Ahead:
             self._others
             and backlog < self._others * 2 * load * self._slowness(usual)
             and not (
-                waiting < _MOST_SHORT
+                self._segments + job.segments <= _MOST_SHORT
                 and cost * pace <= SHORT
                 and (load + backlog) * pace <= WORTH_TWO
             )
