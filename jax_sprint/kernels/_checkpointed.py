@@ -26,13 +26,13 @@ from jax_sprint.kernels._closing import (
     total_of,
 )
 from jax_sprint.kernels._graph import entering, leaving
+from jax_sprint.kernels._labels import by_slot
 from jax_sprint.kernels._occupancy import visits
 from jax_sprint.kernels._partition import Summary, change_of, loss_of, summary
 from jax_sprint.kernels._scores import (
     FrameParts,
     Problem,
     bad_values,
-    by_slot,
     clean,
     frame_scores,
     last_scores,

@@ -13,8 +13,8 @@ import numpy as np
 from jax_sprint.automata import Automata
 from jax_sprint.kernels._expected import Occupancies, by_state_and_edge
 from jax_sprint.kernels._inputs import at_least_one_frame, check, prepare
+from jax_sprint.kernels._labels import by_slot, spread
 from jax_sprint.kernels._partition import solve
-from jax_sprint.kernels._scores import by_slot, spread
 from jax_sprint.kernels._shared import prepare_shared, shared_solve
 
 __all__ = ["forward_backward"]

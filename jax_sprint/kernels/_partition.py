@@ -34,9 +34,10 @@ import jax.numpy as jnp
 
 from jax_sprint.kernels._closing import close
 from jax_sprint.kernels._graph import apart, at_frame, at_index
+from jax_sprint.kernels._labels import at_slots, by_slot, weighted
 from jax_sprint.kernels._occupancy import Occupancy, occupancy
 from jax_sprint.kernels._recursion import forward
-from jax_sprint.kernels._scores import Problem, at_slots, by_slot, clean, node_scores, weighted
+from jax_sprint.kernels._scores import Problem, clean, node_scores
 from jax_sprint.kernels._semirings import SCALED
 
 __all__ = ["Summary", "change_of", "loss_of", "only", "partition", "solve", "summary"]
@@ -140,12 +141,8 @@ def change_of(
     change = jnp.zeros_like(loss)
     if _nonzero(d_log_posteriors):
         posteriors = (found.slots * problem.am_scale).astype(log_posteriors.dtype)
-        product = weighted(
-            posteriors.astype(loss.dtype),
-            d_log_posteriors.astype(loss.dtype),
-            problem,
-            time_axis,
-        )
+        posteriors = posteriors.astype(loss.dtype)
+        product = weighted(posteriors, d_log_posteriors, problem, time_axis)
         change = change - jnp.sum(product, axis=(time_axis, 2))
     if _nonzero(d_problem.am_scale):
         raw = at_slots(log_posteriors, problem, time_axis).astype(loss.dtype)

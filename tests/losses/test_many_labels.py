@@ -16,7 +16,7 @@ import pytest
 from jax.test_util import check_grads
 
 from jax_sprint import Automata, ctc_loss, forward_backward, full_sum_loss, viterbi
-from jax_sprint.kernels import _scores
+from jax_sprint.kernels import _labels, _scores
 
 T, FEW, MANY = 16, 7, 900
 LENGTHS = np.array([16, 13, 1, 0, 14])
@@ -83,8 +83,8 @@ def wide_prior() -> np.ndarray:
 
 def test_these_are_few_and_those_are_many() -> None:
     slots = automata(MANY).slot_label.shape[1]
-    assert _scores._is_sparse(MANY, slots)
-    assert not _scores._is_sparse(FEW, slots)
+    assert _labels._is_sparse(MANY, slots)
+    assert not _labels._is_sparse(FEW, slots)
 
 
 @pytest.mark.parametrize("checkpoint", [True, False])
@@ -218,6 +218,7 @@ def test_from_logits() -> None:
     np.testing.assert_allclose(found[0], gradient, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_derivatives_of_both_orders() -> None:
     one = automata(MANY)
     x = jnp.asarray(many(few()))
@@ -270,10 +271,10 @@ def test_both_ways_agree_and_are_transposes(monkeypatch, time_axis) -> None:
     values = jnp.asarray(rng.normal(size=(*shape, 10)).astype(np.float32))
     found = []
     for sparse in (True, False):
-        monkeypatch.setattr(_scores, "_is_sparse", lambda *_, sparse=sparse: sparse)
-        wide = _scores.spread(by_slot, problem, 10, time_axis)
+        monkeypatch.setattr(_labels, "_is_sparse", lambda *_, sparse=sparse: sparse)
+        wide = _labels.spread(by_slot, problem, 10, time_axis)
         total, gradient = jax.value_and_grad(
-            lambda v: _scores.weighted(by_slot, v, problem, time_axis).sum()
+            lambda v: _labels.weighted(by_slot, v, problem, time_axis).sum()
         )(values)
         found.append((wide, total, gradient))
     (wide, total, gradient), others = found
