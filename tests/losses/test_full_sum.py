@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
@@ -50,6 +50,7 @@ def loss_and_gradients(log_posteriors, lengths, automata, weights, am_scale, tdp
     interleave=st.booleans(),
     density=st.sampled_from([0.2, 0.5, 0.9]),
 )
+@example(seed=9724, spread=300.0, scales=(1, 1, 1.5), gaps=True, interleave=True, density=0.5)
 @settings(max_examples=120, deadline=None)
 def test_everything_against_all_paths(seed, spread, scales, gaps, interleave, density) -> None:
     rng = np.random.default_rng(seed)
@@ -70,7 +71,10 @@ def test_everything_against_all_paths(seed, spread, scales, gaps, interleave, de
         scores = oracles.frame_scores(real, am_scale=am, log_prior=prior, prior_scale=ps)
         answer = oracles.by_enumeration(automata, b, scores, float(tdp))
         assert bool(valid[b]) == (answer.loss < np.inf)
-        np.testing.assert_allclose(loss[b], answer.loss, rtol=2e-6, atol=2e-5)
+        # Each frame's score is rounded once, and large ones may cancel in the sum.
+        largest = np.max(np.abs(scores), initial=1.0, where=np.isfinite(scores))
+        rounding = 2e-5 + lengths[b] * np.spacing(np.float32(largest))
+        np.testing.assert_allclose(loss[b], answer.loss, rtol=2e-6, atol=rounding)
         uses = answer.edge_uses
         got = np.asarray(gradients[1][b])
         np.testing.assert_allclose(got[: len(uses)], tdp * uses, atol=tolerance)
