@@ -20,10 +20,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jax_sprint.kernels import _platform
 from jax_sprint.kernels._closing import Closing, counting, total_of
 from jax_sprint.kernels._graph import (
     Graph,
@@ -40,7 +40,7 @@ from jax_sprint.kernels._graph import (
 from jax_sprint.kernels._semirings import Semiring, Value
 from jax_sprint.kernels._steps import steps
 
-__all__ = ["alphas_of", "arc_flows", "at_once", "forward", "sweep"]
+__all__ = ["alphas_of", "arc_flows", "forward", "sweep"]
 
 Array = Any
 
@@ -96,7 +96,8 @@ def sweep(
     ahead, back = entering(semiring, graph, links.arcs), leaving(semiring, graph, links.arcs)
     emission = semiring.value(scores)
     counts = counting(real, closing.last)
-    if at_once():
+    if _platform.launches():
+        # Half as many steps.  On a CPU the second copy of the emissions costs more than those.
         batch = scores.shape[1]
         last, values = steps(
             semiring,
@@ -114,15 +115,6 @@ def sweep(
         alpha, alphas = steps(semiring, ahead, True, closing.start, counts, emission)
         beta, betas = steps(semiring, back, False, closing.before, counts, emission)
     return total_of(semiring, alpha, closing), alphas, betas, alpha, beta
-
-
-def at_once() -> bool:
-    """Whether `sweep` runs both recursions as one batch.
-
-    That halves the number of steps, which is what counts where each launches kernels.  On a CPU
-    the second copy of the emissions costs more than the steps do.
-    """
-    return jax.default_backend() != "cpu"
 
 
 def _stack(a: Value, b: Value, axis: int) -> Value:

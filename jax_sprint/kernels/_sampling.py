@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jax_sprint.automata import Automata
+from jax_sprint.kernels import _platform
 from jax_sprint.kernels._closing import close
 from jax_sprint.kernels._graph import at_frame, at_index, flat_shape
 from jax_sprint.kernels._inputs import at_least_one_frame, check, prepare
@@ -89,7 +90,7 @@ def _solve(
 
     frame = lax.broadcasted_iota(jnp.int32, real.shape, 0)
     frames = (real, frame == closing.last[None], before)
-    _, path = lax.scan(step, (at, rest), frames, reverse=True)
+    _, path = lax.scan(step, (at, rest), frames, reverse=True, unroll=_platform.unroll(4))
     shown = real[:, None] & feasible[None, None]
     return jnp.swapaxes(jnp.where(shown, path, -1), 0, 1)
 

@@ -38,6 +38,7 @@ from jax_sprint.kernels._shared_sums import (
     Weights,
     collect,
     gather,
+    if_any,
     nothing,
     weigh,
 )
@@ -177,15 +178,11 @@ def counts(
         time, posteriors, alpha, before = frame
         if posteriors is None:
             posteriors = frame_at(scores.frames, time)
-        # Besides leaving out work, the branches keep XLA from computing what they give once for
-        # each use.
         inner = jnp.any(time + 1 < lengths)
         labels = emission_if(kind, inner, scores, tables, posteriors, seed)
-        beta = lax.cond(inner, betas, lambda _, x: unless(exits.shape[0], kind, x, exits), time, x)
-        x = lax.cond(inner, node_values, lambda *a: unless(nodes, kind, *a), labels, beta)
-        node = lax.cond(
-            inner, shares, lambda *a: unless(nodes, NUMBERS, *a), alpha, before, beta, x
-        )
+        beta = if_any(inner, betas, lambda _, x: unless(exits.shape[0], kind, x, exits), time, x)
+        x = if_any(inner, node_values, lambda *a: unless(nodes, kind, *a), labels, beta)
+        node = if_any(inner, shares, lambda *a: unless(nodes, NUMBERS, *a), alpha, before, beta, x)
         label = collect(NUMBERS, node, tables.labels, by_label)
         # Each frame's posteriors sum to one: this takes out what rounding the recursions share.
         scale = _inverse(jnp.sum(label, axis=0))

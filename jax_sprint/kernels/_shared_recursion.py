@@ -37,6 +37,7 @@ from jax_sprint.kernels._shared_sums import (
     Weights,
     collect,
     gather,
+    if_any,
     nothing,
     weigh,
 )
@@ -133,19 +134,13 @@ def emission(kind: Kind, scores: Scores, tables: Sliced, frame: Array, seed: Arr
 def emission_if(
     kind: Kind, wanted: Array, scores: Scores, tables: Sliced, frame: Array, seed: Array
 ) -> Array:
-    """`emission`, or zeros where `wanted`, a scalar, says that no sequence has the frame.
-
-    Besides leaving out work, the branch keeps XLA from fusing the exponentials into what gathers
-    them, where they would be computed once for each use.
-    """
+    """`emission`, or zeros where `wanted`, a scalar, says that no sequence has the frame."""
 
     def absent(frame: Array) -> Array:
         score = jnp.full((tables.slot_label.shape[0], 1), -jnp.inf, seed.dtype)
         return kind.join(kind.semiring.value(score + seed[None]))
 
-    return lax.cond(
-        wanted, lambda frame: emission(kind, scores, tables, frame, seed), absent, frame
-    )
+    return if_any(wanted, lambda frame: emission(kind, scores, tables, frame, seed), absent, frame)
 
 
 def choose(condition: Array, yes: Value, no: Value) -> Value:
@@ -252,7 +247,7 @@ def sweep(
         if posteriors is None:
             posteriors = frame_at(scores.frames, time)
         labels = emission_if(kind, wanted, scores, tables, posteriors, seed)
-        alpha = lax.cond(
+        alpha = if_any(
             wanted,
             lambda alpha, labels: _advance(kind, alpha, labels, inner, tables, weights),
             lambda alpha, labels: alpha,

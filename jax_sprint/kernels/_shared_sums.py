@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jax_sprint.automata._slices import Slice, Table
+from jax_sprint.kernels import _platform
 from jax_sprint.kernels._semirings import LOG, SCALED, Semiring, Value
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Weights",
     "collect",
     "gather",
+    "if_any",
     "nothing",
     "weigh",
 ]
@@ -161,6 +163,20 @@ def nothing(kind: Kind, packed: Array, size: int) -> Value:
         jnp.broadcast_to(jnp.where(part == part, zero, zero), (size, packed.shape[1]))
         for part, zero in zip(parts, zeros, strict=True)
     )
+
+
+def if_any(
+    wanted: Array, compute: Callable[..., Array], absent: Callable[..., Array], *arguments: Array
+) -> Array:
+    """compute(*arguments); or absent(*arguments), where `wanted`, a scalar, says that it will do.
+
+    Besides leaving out work, the branch keeps XLA from fusing what is computed into what gathers
+    it, where it would be computed once for each use.  Where the host would wait for the device to
+    know which branch to take, all is computed always.
+    """
+    if _platform.launches():
+        return compute(*arguments)
+    return lax.cond(wanted, compute, absent, *arguments)
 
 
 def _sum(kind: Kind, packed: Array, part: Slice, weight: Value, depth: int) -> Value:

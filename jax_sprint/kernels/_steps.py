@@ -1,8 +1,9 @@
 """Taking the recursions' steps, frame by frame.
 
-What is kept of a frame takes the place of its emissions, which nobody needs afterwards: on a CPU
-the first touch of fresh memory costs as much as the arithmetic.  Where JAX differentiates the
-recursion (`Semiring.by_jax`), nothing may be overwritten, and it is a plain scan.
+On a CPU, what is kept of a frame takes the place of its emissions, which nobody needs afterwards:
+the first touch of fresh memory costs as much as the arithmetic.  Elsewhere a round of the loop
+takes several frames, so that they share what a round launches.  Where JAX differentiates the
+recursion (`Semiring.by_jax`), it is a plain scan.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jax_sprint.kernels import _platform
 from jax_sprint.kernels._graph import Side, collect, per_sequence, varying_as
 from jax_sprint.kernels._semirings import Semiring, Value
 
@@ -23,6 +25,13 @@ Array = Any
 
 BLOCK = 4
 """Frames between two calls of `Semiring.tidy`."""
+
+_IN_A_ROUND = 8
+"""Frames in a round of the loop where launches cost.
+
+XLA makes one kernel of two steps over bands, and one of each over tables; and some five of the rest
+of a round.  More frames take longer to compile than they save.
+"""
 
 
 class _Place(NamedTuple):
@@ -166,7 +175,7 @@ def steps(
         The last x; and what is kept, of [T, B, N]: in frames that do not count the x before, and
         anything finite after the last that does; () where nothing is.
     """
-    run = _scan if semiring.by_jax else _overwrite
+    run = _scan if semiring.by_jax else _rounds if _platform.launches() else _overwrite
     return run(semiring, side, ahead, first, counts, emission, keep)
 
 
@@ -186,6 +195,48 @@ def _scan(
         return after, _kept(ahead, x, after) if keep else ()
 
     return lax.scan(step, first, (counts, emission), reverse=ahead is False)
+
+
+def _rounds(
+    semiring: Semiring,
+    side: Side,
+    ahead: Array | bool,
+    first: Value,
+    counts: Array,
+    emission: Value,
+    keep: bool,
+) -> tuple[Value, Value]:
+    # Nothing is overwritten: with several steps in sight XLA would copy all frames.
+    frames = counts.shape[0]
+    # Two rounds at least: XLA takes a single one for straight-line code, and compiles it for ever.
+    size = min(_IN_A_ROUND, -(-frames // 2)) if isinstance(frames, int) else 1
+    rounds = -(-frames // size)
+    more = rounds * size - frames
+    order = range(size - 1, -1, -1) if ahead is False else range(size)
+
+    def cut(array: Array) -> Array:
+        if isinstance(frames, int):
+            array = jnp.pad(array, [(0, more)] + [(0, 0)] * (array.ndim - 1))
+        return array.reshape(rounds, size, *array.shape[1:])
+
+    def one(x: Value, part: tuple[Array, Value]) -> tuple[Value, Value]:
+        counts, emission = part
+        found: list[Value] = [()] * size
+        for step, t in enumerate(order):
+            if step % BLOCK == 0:
+                x = semiring.tidy(x)
+            emitted = tuple(array[t] for array in emission)
+            after = collect(semiring, _entering(semiring, ahead, x, emitted), side)
+            after = per_sequence(counts[t], _entered(semiring, ahead, after, emitted), x)
+            found[t] = _kept(ahead, x, after)
+            x = after
+        if not keep:
+            return x, ()
+        return x, tuple(jnp.stack(parts) for parts in zip(*found, strict=True))
+
+    x, kept = lax.scan(one, first, (cut(counts), tuple(map(cut, emission))), reverse=ahead is False)
+    kept = tuple(array.reshape(rounds * size, *array.shape[2:])[:frames] for array in kept)
+    return semiring.tidy(x), kept
 
 
 def _overwrite(

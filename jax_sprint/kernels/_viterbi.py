@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jax_sprint.automata import Automata
+from jax_sprint.kernels import _platform
 from jax_sprint.kernels._closing import varying_zero
 from jax_sprint.kernels._graph import at_frame, at_index, flat_shape, predecessors
 from jax_sprint.kernels._inputs import at_least_one_frame, check, prepare
@@ -97,7 +98,7 @@ def _solve(time_axis: int, log_posteriors: Array, problem: Problem) -> tuple[Arr
     end = at_index(links.ends, graph.end)
     best: _Best
     back: Array
-    best, back = lax.scan(step, start, (inner, scores.node))
+    best, back = lax.scan(step, start, (inner, scores.node), unroll=_platform.unroll(2))
 
     # All ways to take the last frame, by the edge: into nodes, and into what nothing leaves.
     high, low, edge, previous = enter(best)
@@ -132,7 +133,7 @@ def _solve(time_axis: int, log_posteriors: Array, problem: Problem) -> tuple[Arr
         previous = jnp.take_along_axis(before, at[:, None], axis=1, mode="clip")[:, 0]
         return jnp.where(counts, previous, at), at
 
-    _, path = lax.scan(trace, at, (inner, back), reverse=True)
+    _, path = lax.scan(trace, at, (inner, back), reverse=True, unroll=_platform.unroll(16))
     label = jnp.take_along_axis(layout.label[None], path[:, :, None], axis=2, mode="clip")[..., 0]
     label = jnp.where(frame == last[None], final_label[None], label)
     shown = real & ((score > -jnp.inf) & ~bad)[None]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_sprint.automata import Automata
+from jax_sprint.kernels import _platform
 from jax_sprint.kernels._checkpointed import checkpointed_partition
 from jax_sprint.kernels._inputs import at_least_one_frame, check, prepare
 from jax_sprint.kernels._partition import partition
@@ -22,8 +23,9 @@ Array = Any
 
 
 # Bytes of the recursions' values beyond which they are computed twice rather than kept.  On a CPU
-# the first touch of so much memory costs more than a second pass; elsewhere it is there to be used.
-_MOST_KEPT = {"cpu": 1 << 26}
+# the first touch of so much memory costs more than a second pass; elsewhere it is there to be used,
+# and a second pass costs its launches.
+_MOST_KEPT = 1 << 26
 _MOST_KEPT_ELSEWHERE = 1 << 30
 
 
@@ -37,7 +39,7 @@ def _too_large(log_posteriors: Array, automata: Automata) -> bool:
     frames, sequences, labels, nodes = sizes
     kept = frames * sequences * nodes * 16  # mantissas and exponents of both recursions
     given = frames * sequences * labels * log_posteriors.dtype.itemsize
-    most = _MOST_KEPT.get(jax.default_backend(), _MOST_KEPT_ELSEWHERE)
+    most = _MOST_KEPT_ELSEWHERE if _platform.launches() else _MOST_KEPT
     return kept > max(most, 2 * given)
 
 

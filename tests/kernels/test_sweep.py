@@ -10,7 +10,7 @@ import oracles
 import pytest
 
 from jax_sprint import Automata, full_sum_loss
-from jax_sprint.kernels import _inputs, _occupancy, _recursion, _scores, _steps
+from jax_sprint.kernels import _inputs, _occupancy, _platform, _scores, _steps
 from jax_sprint.kernels._semirings import LOG, SCALED
 
 
@@ -26,7 +26,7 @@ def test_both_forms_agree(form: str, semiring, monkeypatch: pytest.MonkeyPatch) 
     x = rng.normal(size=(21, 5, 9)).astype(np.float32)
 
     def counts(at_once: bool) -> _occupancy.Occupancy:
-        monkeypatch.setattr(_recursion, "at_once", lambda: at_once)
+        monkeypatch.setattr(_platform, "launches", lambda: at_once)
 
         @jax.jit
         def run(x, lengths, automata):

@@ -1,0 +1,27 @@
+"""What costs time depends on the platform, and so does the form of the loops over frames.
+
+On a CPU it is arithmetic and the first touch of memory.  Elsewhere it is that each operation in the
+body of a loop is a kernel to be launched, some microseconds each, however small; and that the host
+waits for the device wherever it has to look at a value: at a branch, and at the end of each round
+of a loop whose length is computed.
+"""
+
+from __future__ import annotations
+
+import jax
+
+__all__ = ["launches", "unroll"]
+
+
+def launches() -> bool:
+    """Whether loops should launch few kernels, branch nowhere and have a length that is known.
+
+    Both forms compute the same and run on every platform.  As the tracing of a program decides,
+    one exported for another platform has the form of the exporting one's.
+    """
+    return jax.default_backend() != "cpu"
+
+
+def unroll(steps: int) -> int:
+    """Steps that a scan should take in a round: the given number where launches cost, else 1."""
+    return steps if launches() else 1
