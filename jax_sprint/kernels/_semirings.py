@@ -120,10 +120,16 @@ class _Scaled:
         top = _like(terms[0][1], FLOOR)
         for _, exponent in terms:
             top = lax.max(*_fit(top, exponent))
+        # As `power_of_two` does, with the bias taken off once for all terms.
+        dtype = terms[0][0].dtype
+        integer, fraction, bias = _bits(dtype)
+        base, low = lax.sub(top, _like(top, bias)), _like(top, 0)
+        shift = lax.full_like(top, fraction, integer)
         total = None
         for mantissa, exponent in terms:
-            scale = power_of_two(lax.sub(*_fit(exponent, top)), mantissa.dtype)
-            part = lax.mul(*_fit(mantissa, scale))
+            bits = lax.max(lax.sub(*_fit(exponent, base)), low)
+            bits = lax.shift_left(lax.convert_element_type(bits, integer), shift)
+            part = lax.mul(*_fit(mantissa, lax.bitcast_convert_type(bits, dtype)))
             total = part if total is None else lax.add(total, part)
         return total, top
 
