@@ -37,7 +37,8 @@ def _too_large(log_posteriors: Array, automata: Automata) -> bool:
     if not all(isinstance(size, int) for size in sizes):  # symbolic, in `jax.export`
         return False
     frames, sequences, labels, nodes = sizes
-    kept = frames * sequences * nodes * 16  # mantissas and exponents of both recursions
+    # Mantissas and exponents of both recursions; where launches cost, of the emissions too.
+    kept = frames * sequences * nodes * (32 if _platform.launches() else 16)
     given = frames * sequences * labels * log_posteriors.dtype.itemsize
     most = _MOST_KEPT_ELSEWHERE if _platform.launches() else _MOST_KEPT
     return kept > max(most, 2 * given)

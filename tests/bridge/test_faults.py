@@ -70,6 +70,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from processes import assert_gone
 
 from jax_sprint.bridge import SprintInstancePool, SprintOptions, SprintSubprocessInstance
 from jax_sprint.errors import (
@@ -303,7 +304,7 @@ def test_grandchildren_end_as_well(options) -> None:
     with SprintSubprocessInstance(options()) as instance:
         ask(instance, "corpus/grandchild/1")
         (grandchild,) = psutil.Process(instance.pid).children()
-    assert not grandchild.is_running() or grandchild.status() == psutil.STATUS_ZOMBIE
+    assert_gone([grandchild], 10)
 
 
 def test_a_child_that_will_not_exit_is_killed(options) -> None:
@@ -412,4 +413,4 @@ def test_a_wrapper_that_stays_in_between(options) -> None:
         (sprint,) = psutil.Process(instance.pid).children()
         with pytest.raises(SprintTimeoutError):
             ask(instance, "corpus/hang/1")
-    assert not sprint.is_running() or sprint.status() == psutil.STATUS_ZOMBIE
+    assert_gone([sprint], 10)

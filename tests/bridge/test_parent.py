@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from processes import assert_gone
 
 from jax_sprint import errors
 from jax_sprint.bridge.options import default_control_module
@@ -72,24 +73,6 @@ def wait_for_line(parent: subprocess.Popen[str]) -> list[psutil.Process]:
     assert parent.stdout is not None
     assert parent.stdout.readline() == "ready\n", parent.communicate(timeout=20)[1]
     return psutil.Process(parent.pid).children(recursive=True)
-
-
-def ended(process: psutil.Process) -> bool:
-    """Gone, or a zombie that only the system's first process could remove."""
-    try:
-        return process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-def assert_gone(processes: list[psutil.Process], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not all(map(ended, processes)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    left = [process for process in processes if not ended(process)]
-    for process in left:
-        process.kill()
-    assert not left, left
 
 
 REQUEST = """

@@ -99,7 +99,7 @@ RUNS: dict[str, tuple[Callable[..., dict], list[str]]] = {
     "gradients": (gradients, FORMS),
     "from logits": (functools.partial(gradients, from_logits=True), ["band"]),
     "checkpointed": (functools.partial(gradients, checkpoint=True), ["tables", "shared"]),
-    "loss alone": (lambda *a: {"loss": full_sum_loss(*a)}, FORMS),
+    "loss alone": (lambda *a: {"loss": full_sum_loss(*a)}, ["band", "shared"]),
     "curvature": (curvature, ["band", "shared"]),
     "occupancies": (lambda *a: {"all": forward_backward(*a, return_occupancies=True)}, ["tables"]),
     "viterbi": (lambda *a: {"all": viterbi(*a)}, FORMS),
@@ -122,8 +122,12 @@ def launching(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bool], None
     jax.clear_caches()
 
 
+# Second derivatives come from plain scans, the same everywhere.
+COMPARED = [(name, form) for name, form in TABLE if name != "curvature"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "form"), TABLE)
+@pytest.mark.parametrize(("name", "form"), COMPARED)
 def test_the_same_as_on_a_cpu(name: str, form: str, launching: Callable[[bool], None]) -> None:
     run, found = RUNS[name][0], []
     for launches in (True, False):
