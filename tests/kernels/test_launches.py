@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable, Iterator
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import oracles
@@ -183,3 +184,24 @@ def test_frames_that_fill_no_round(length: int, launching: Callable[[bool], None
         wanted = oracles.by_dynamic_programming(edges, b, x[:n, b].astype(np.float64))
         np.testing.assert_allclose(loss[b], wanted.loss, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(posteriors[:n, b], wanted.posteriors, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_frames_that_nobody_counted(launching: Callable[[bool], None]) -> None:
+    """A program exported for any T and B."""
+    launching(True)
+    t, b = jax.export.symbolic_shape("t, b")
+
+    def losses(logits: jax.Array, padding: jax.Array, labels: jax.Array) -> jax.Array:
+        return ctc_loss(logits, padding, labels, jnp.zeros(labels.shape))
+
+    program = jax.export.export(jax.jit(losses))(
+        jax.ShapeDtypeStruct((b, t, L), np.float32),
+        jax.ShapeDtypeStruct((b, t), np.float32),
+        jax.ShapeDtypeStruct((b, 3), np.int32),
+    )
+    logits = np.random.default_rng(2).normal(size=(2, T, L)).astype(np.float32)
+    labels = np.array([[1, 2, 2], [3, 4, 5]], np.int32)
+    padding = np.zeros((2, T), np.float32)
+    found = program.call(logits, padding, labels)
+    np.testing.assert_allclose(found, losses(logits, padding, labels), rtol=1e-6)
