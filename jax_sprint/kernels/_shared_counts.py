@@ -40,6 +40,7 @@ from jax_sprint.kernels._shared_sums import (
     gather,
     if_any,
     nothing,
+    valued,
     weigh,
 )
 
@@ -126,7 +127,8 @@ def counts(
     seed = seeded(scores, lengths)
     spread = _Spread(tables, scores.frames.shape[2])
     exits = gather(ahead.exits, tables.exit_leaving)
-    by_label = weigh(NUMBERS, tables.labels, scores.bias)
+    ones = valued(NUMBERS, scores.bias)
+    by_label = weigh(NUMBERS, tables.labels, ones)
     singles = _rows(tables.single)
     nodes = tables.node_slot.shape[0]
 
@@ -234,7 +236,11 @@ def counts(
 
     # The last frame: its labels come from the closing arcs.
     last = collect(
-        kind, ahead.last, tables.last, weigh(kind, tables.last, weights.closing), depth=UNROLLED
+        kind,
+        ahead.last,
+        tables.last,
+        weigh(kind, tables.last, valued(kind, weights.closing)),
+        depth=UNROLLED,
     )
     last = semiring.times(kind.split(gather(last, tables.last_slot)), kind.split(ahead.labels))
     share = semiring.ratio(last, whole)
@@ -264,7 +270,7 @@ def counts(
         share = share * _inverse(jnp.sum(share, axis=0))[None]
         share = jnp.where(lengths[None] > 0, share, 0.0)
         end = collect(
-            NUMBERS, closing, tables.ends, weigh(NUMBERS, tables.ends, scores.bias), depth=UNROLLED
+            NUMBERS, closing, tables.ends, weigh(NUMBERS, tables.ends, ones), depth=UNROLLED
         )
         result = result._replace(
             starts=(share + _at(empty, tables.empty_start)).T,

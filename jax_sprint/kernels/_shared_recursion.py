@@ -39,6 +39,7 @@ from jax_sprint.kernels._shared_sums import (
     gather,
     if_any,
     nothing,
+    valued,
     weigh,
 )
 
@@ -90,12 +91,13 @@ def weighted(kind: Kind, scores: Scores, tables: Sliced) -> Weighted:
     closing = gather(scores.arcs, jnp.maximum(tables.closing_arc, 0))
     closing = closing + gather(scores.ends, jnp.maximum(tables.closing_end, 0))
     closing = jnp.where(real, closing, -jnp.inf)
+    arcs = valued(kind, scores.arcs)
     return Weighted(
-        single=weigh(kind, tables.single, scores.arcs),
-        multi=weigh(kind, tables.multi, scores.arcs),
-        merge=weigh(kind, tables.merge, scores.arcs),
-        leaving=weigh(kind, tables.leaving, scores.arcs),
-        exits=weigh(kind, tables.exits, closing),
+        single=weigh(kind, tables.single, arcs),
+        multi=weigh(kind, tables.multi, arcs),
+        merge=weigh(kind, tables.merge, arcs),
+        leaving=weigh(kind, tables.leaving, arcs),
+        exits=weigh(kind, tables.exits, valued(kind, closing)),
         closing=closing,
     )
 

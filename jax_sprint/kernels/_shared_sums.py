@@ -20,6 +20,7 @@ from jax import lax
 
 from jax_sprint.automata._slices import Slice, Table
 from jax_sprint.kernels import _platform
+from jax_sprint.kernels._graph import apart
 from jax_sprint.kernels._semirings import LOG, SCALED, Semiring, Value
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "gather",
     "if_any",
     "nothing",
+    "valued",
     "weigh",
 ]
 
@@ -140,34 +142,45 @@ def gather(array: Array, index: Array) -> Array:
     )
 
 
-def weigh(kind: Kind, table: Table, scores: Array) -> Weights:
+def valued(kind: Kind, scores: Array) -> Value:
+    """The values [E + 2] of log-scores [E], and of -inf and of 0 behind them, for `weigh`."""
+    for more in (-jnp.inf, 0.0):
+        scores = lax.pad(scores, jnp.asarray(more, scores.dtype), [(0, 1, 0)])
+    values = kind.semiring.value(scores)
+    # Apart, or each part of each table would have the exponentials of its own.
+    return values if kind.semiring.by_jax else tuple(map(apart, values))
+
+
+def weigh(kind: Kind, table: Table, values: Value) -> Weights:
     """The values of a table's weights.
 
     Args:
         kind: of which values.
-        table: if its entries have weights, these are `scores`; else they are one.
-        scores: [E] log-scores; where the table has no weights only their dtype counts.
+        table: if its entries have weights, these are `values`; else they are one.
+        values: of [E + 2], from `valued`.
     """
-
+    zero = values[0].shape[0] - 2
     parts = _parts(table)
     if not parts:
         return _as_table(table, iter(()))
-    source, arc = (
-        lax.concatenate([lax.reshape(array, (array.size,)) for array in arrays], 0)
-        for arrays in (
-            [part.source for part in parts],
-            [lax.full_like(p.source, -1) if p.arc is None else p.arc for p in parts],
-        )
+    place = lax.concatenate(
+        [
+            lax.reshape(
+                jnp.where(part.source >= 0, zero + 1 if part.arc is None else part.arc, zero),
+                (part.source.size,),
+            )
+            for part in parts
+        ],
+        0,
     )
-    picked = jnp.where(arc >= 0, gather(scores, jnp.maximum(arc, 0)), jnp.zeros((), scores.dtype))
-    values = kind.semiring.value(jnp.where(source >= 0, picked, -jnp.inf))
+    picked = tuple(gather(array, place) for array in values)
     ends = list(itertools.accumulate(part.source.size for part in parts))
     return _as_table(
         table,
         (
             tuple(
                 lax.reshape(lax.slice_in_dim(array, end - part.source.size, end), part.source.shape)
-                for array in values
+                for array in picked
             )
             for part, end in zip(parts, ends, strict=True)
         ),
