@@ -83,16 +83,13 @@ def small(digits_dir, tmp_path):
         yield part, pool
 
 
-def wait_for_exports():
-    """Waits until nothing is exported in advance any more; the last answers may still come."""
-
-    def exporting():
-        return any("in advance" in thread.name for thread in threading.enumerate())
-
-    deadline = time.monotonic() + 60
-    while exporting() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not exporting()
+def settled(pool):
+    """The pool's stats when no more answers come: to what was asked in advance, some come late."""
+    before, now = None, pool.stats()
+    while now != before:
+        time.sleep(1.0)
+        before, now = now, pool.stats()
+    return now
 
 
 def test_in_the_second_epoch_sprint_is_not_asked(small):
@@ -101,8 +98,7 @@ def test_in_the_second_epoch_sprint_is_not_asked(small):
     route = FsaRoute(pool, part, buckets)
     first = [automata for _, automata in route.supervise(batches)]
     members = {index for batch in batches for index in batch.indices.tolist()}
-    wait_for_exports()
-    before = pool.stats()
+    before = settled(pool)
     # What is exported in advance may be asked for twice, before either answer has come.
     assert len(members) <= before["automata_from_sprint"] <= 2 * len(part.tags)
     second = [automata for _, automata in route.supervise(batches)]
@@ -121,8 +117,15 @@ def test_while_the_first_step_compiles_sprint_exports_everything(small):
     part, pool = small
     buckets, batches = epoch(part, 300)
     supervised = FsaRoute(pool, part, buckets).supervise(itertools.cycle(batches))
+
+    def exporting():
+        return any("in advance" in thread.name for thread in threading.enumerate())
+
     next(supervised)
-    wait_for_exports()
+    deadline = time.monotonic() + 60
+    while exporting() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not exporting()
     asked = pool.stats()["automata_from_sprint"]
     assert asked >= len(part.tags)
     next(supervised)
