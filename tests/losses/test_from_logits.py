@@ -139,7 +139,7 @@ def test_derivatives_in_float64() -> None:
             )
             return value.sum()
 
-        check_grads(jax.jit(loss), (x, 0.8), order=2, modes=["rev"], atol=1e-5, rtol=1e-5, eps=1e-4)
+        check_grads(jax.jit(loss), (x, 0.8), order=2, atol=1e-5, rtol=1e-5, eps=1e-4)
 
 
 @pytest.mark.optimized
