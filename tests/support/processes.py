@@ -6,7 +6,7 @@ import time
 
 import psutil
 
-__all__ = ["assert_gone", "ended"]
+__all__ = ["assert_gone"]
 
 
 def ended(process: psutil.Process) -> bool:
