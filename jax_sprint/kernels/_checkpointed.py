@@ -38,7 +38,7 @@ from jax_sprint.kernels._scores import (
     last_scores,
 )
 from jax_sprint.kernels._semirings import SCALED, Value
-from jax_sprint.kernels._steps import BLOCK, steps
+from jax_sprint.kernels._steps import BLOCK, steps, there_and_back
 
 __all__ = ["checkpointed_partition"]
 
@@ -139,8 +139,9 @@ def _summary(
         emission = SCALED.value(scores)
         real, first = frames.parts.real, frames.first
         counts = counting(real, closing.last - first)
-        _, alphas = steps(SCALED, ahead, True, before, counts, emission)
-        beta, betas = steps(SCALED, back, False, beta, counts, emission)
+        _, alphas, beta, betas = there_and_back(
+            SCALED, (ahead, back), (before, beta), counts, emission
+        )
         found = visits(
             SCALED,
             alphas,

@@ -111,13 +111,17 @@ def spread(by_slot: Array, problem: Problem, num_labels: int, time_axis: int) ->
             mode=lax.GatherScatterMode.FILL_OR_DROP,
         )
     # A gather from an inverse table: into dense labels it is several times faster than a scatter.
-    by_slot = jnp.pad(by_slot, ((0, 0), (0, 0), (0, 1)))
     places = _places(slot_label, num_labels)
     columns = lax.broadcasted_iota(jnp.int32, (batch, slots), 1)
     where = jnp.full((batch, num_labels), slots, jnp.int32)
     where = where.at[places[:, :, 0], places[:, :, 1]].set(columns, mode="drop")
-    where = jnp.broadcast_to(jnp.expand_dims(where, time_axis), (*by_slot.shape[:2], num_labels))
-    return jnp.take_along_axis(by_slot, where, axis=2, mode="promise_in_bounds")
+    where = jnp.expand_dims(where, time_axis)
+    some = where < slots
+    # Not a column of zeros to gather from: padding is a branch for each label, and XLA's loop over
+    # the labels, with all that is fused into it, would be scalar.
+    where = jnp.broadcast_to(jnp.minimum(where, slots - 1), (*by_slot.shape[:2], num_labels))
+    held = jnp.take_along_axis(by_slot, where, axis=2, mode="promise_in_bounds")
+    return jnp.where(some, held, jnp.zeros((), by_slot.dtype))
 
 
 def by_slot(

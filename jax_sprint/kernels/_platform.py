@@ -8,9 +8,15 @@ of a loop whose length is computed.
 
 from __future__ import annotations
 
-import jax
+from collections.abc import Callable
+from typing import Any
 
-__all__ = ["launches", "unroll"]
+import jax
+from jax import lax
+
+__all__ = ["if_any", "launches", "unroll"]
+
+Array = Any
 
 
 def launches() -> bool:
@@ -25,3 +31,18 @@ def launches() -> bool:
 def unroll(steps: int) -> int:
     """Steps that a scan should take in a round: the given number where launches cost, else 1."""
     return steps if launches() else 1
+
+
+def if_any(
+    wanted: Array, compute: Callable[..., Array], absent: Callable[..., Array], *arguments: Any
+) -> Array:
+    """compute(*arguments); or absent(*arguments), where `wanted`, a scalar, says that it will do.
+
+    Besides leaving out work, the branch keeps XLA from fusing what is computed into what uses it,
+    where it would be computed once for each use, or gathered number by number, with divisions for
+    each place.  Where the host would wait for the device to know which branch to take, all is
+    computed always.
+    """
+    if launches():
+        return compute(*arguments)
+    return lax.cond(wanted, compute, absent, *arguments)

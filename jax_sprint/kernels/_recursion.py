@@ -38,7 +38,7 @@ from jax_sprint.kernels._graph import (
     widen,
 )
 from jax_sprint.kernels._semirings import Semiring, Value
-from jax_sprint.kernels._steps import steps
+from jax_sprint.kernels._steps import steps, there_and_back
 
 __all__ = ["alphas_of", "arc_flows", "forward", "sweep"]
 
@@ -112,8 +112,9 @@ def sweep(
         alphas = tuple(array[:, :batch] for array in values)
         betas = turn(graph, tuple(array[::-1, batch:] for array in values))
     else:
-        alpha, alphas = steps(semiring, ahead, True, closing.start, counts, emission)
-        beta, betas = steps(semiring, back, False, closing.before, counts, emission)
+        alpha, alphas, beta, betas = there_and_back(
+            semiring, (ahead, back), (closing.start, closing.before), counts, emission
+        )
     return total_of(semiring, alpha, closing), alphas, betas, alpha, beta
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from jax_sprint.kernels._graph import Graph, Links, apart, at_index, flat_shape
+from jax_sprint.kernels._graph import Graph, Links, apart, at_index, flat_shape, gather
+from jax_sprint.kernels._platform import if_any
 
 __all__ = [
     "FrameParts",
@@ -80,6 +85,46 @@ def node_scores(time_axis: int, log_posteriors: Array, problem: Problem) -> Scor
     )
 
 
+def _total(dtype: Any, logits: Array) -> tuple[Array, Array]:
+    peak = jnp.max(logits, axis=2, initial=-jnp.inf).astype(dtype)
+    peak = lax.stop_gradient(jnp.where(jnp.isfinite(peak), peak, 0.0))
+    return peak, jnp.sum(jnp.exp(logits.astype(dtype) - peak[:, :, None]), axis=2)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _mass(dtype: Any, logits: Array, real: Array) -> tuple[Array, Array]:
+    """A frame's peak, a constant, and the sum of exp(logits - peak).
+
+    The sum is that of all frames, and has nothing between exp and its argument, so that XLA keeps
+    no exponentials: it takes them again for the derivative, which costs less than to write and read
+    an array of the logits' size.
+
+    Args:
+        dtype: what to compute in.
+        logits: [T, B, V], or [B, T, V]; in padding frames anything.
+        real: [T, B], or [B, T], bool, the frames that count: the others have no derivative.
+
+    Returns:
+        Two arrays like `real`.  The sum is NaN or +inf in frames that hold NaN or +inf; the peak
+        need not be one of them.
+    """
+    del real
+    return _total(dtype, logits)
+
+
+@_mass.defjvp
+def _mass_jvp(dtype: Any, primals: tuple, tangents: tuple) -> tuple:
+    logits, real = primals
+    peak, total = _mass(dtype, logits, real)
+    # Kept out before exp, not after: 0 * inf and 0 * NaN are no derivatives.  The difference is
+    # another one than in `_total`: XLA would compute it once for both, and write it to memory.
+    fine = real & (total < jnp.inf)
+    centre = jnp.where(fine, peak, 0.0)[:, :, None]
+    exps = jnp.exp(jnp.where(fine[:, :, None], logits.astype(dtype) - centre, -jnp.inf))
+    change = jnp.sum(exps * tangents[0].astype(dtype), axis=2)
+    return (peak, total), (jnp.zeros_like(peak), change)
+
+
 def normalized(time_axis: int, logits: Array, problem: Problem) -> Problem:
     """The problem of the logits' log_softmax, as one of the logits.
 
@@ -92,16 +137,9 @@ def normalized(time_axis: int, logits: Array, problem: Problem) -> Problem:
         logits: float, as `time_axis` says.
         problem: that of the log-posteriors, without `shift` and `offset`.
     """
-    dtype = problem.bias.dtype
     real = problem.real if time_axis == 0 else problem.real.T
-    peak = lax.stop_gradient(jnp.max(logits, axis=2, initial=-jnp.inf)).astype(dtype)
-    peak = jnp.where(jnp.isfinite(peak), peak, 0.0)
-    # NaN, +inf and padding are kept out, or their derivatives would be NaN.  The two former make
-    # the total inf and the offset NaN, which `bad_values` sees: the peak need not be one of them.
-    used = real[:, :, None] & (logits < jnp.inf)
-    instead = jnp.where(real, jnp.inf, -jnp.inf).astype(dtype)[:, :, None]
-    clean = jnp.where(used, logits.astype(dtype) - peak[:, :, None], instead)
-    total = jnp.sum(jnp.exp(clean), axis=2)
+    peak, total = _mass(problem.bias.dtype, logits, real)
+    # A frame with NaN or +inf has no finite total: the offset is NaN, which `bad_values` sees.
     some = (total > 0) & (total < jnp.inf)
     normalizer = jnp.where(some, jnp.log(jnp.where(some, total, 1.0)), jnp.nan)
     normalizer = jnp.where(real, normalizer, 0.0)
@@ -167,22 +205,56 @@ def frame_scores(
 
     Args:
         time_axis: 0 for [C, B, V], 1 for [B, C, V].
-        log_posteriors: float, those frames.
+        log_posteriors: float, those frames; C > 0.
         parts: of those frames.
         problem: the rest.
     """
-    layout = problem.layout
-    index = apart(jnp.clip(layout.label, 0, max(log_posteriors.shape[2] - 1, 0)))
+    label = apart(jnp.clip(problem.layout.label, 0, max(log_posteriors.shape[2] - 1, 0)))
+    bias = apart(_bias_of(problem.layout.slot, problem))
+
+    def some(log_posteriors: Array, parts: FrameParts) -> Array:
+        return _picked_scores(time_axis, log_posteriors, parts, label, bias, problem)
+
+    def none(log_posteriors: Array, parts: FrameParts) -> Array:
+        # Those of one frame, which does not count, for all of them: on a mesh they vary as they do.
+        first = lax.slice_in_dim(log_posteriors, 0, 1, axis=time_axis)
+        row = some(first, FrameParts(*(part if part is None else part[:1] for part in parts)))
+        return jnp.broadcast_to(row, (log_posteriors.shape[time_axis], *row.shape[1:]))
+
+    if log_posteriors.shape[time_axis] == 1:
+        return some(log_posteriors, parts)
+    return if_any(jnp.any(parts.real), some, none, log_posteriors, parts)
+
+
+def _at_labels(log_posteriors: Array, label: Array, time_axis: int) -> Array:
+    """Values at labels [B, N]: [C, B, N] of [C, B, V], or [B, C, N] of [B, C, V]."""
+    rows, columns, num_labels = log_posteriors.shape
+    index = jnp.expand_dims(label, time_axis)
+    sizes = (rows, columns, num_labels)
+    alone = sizes[1 - time_axis] == 1 and all(isinstance(size, int) for size in sizes)
+    if alone and math.prod(sizes) <= np.iinfo(np.int32).max:
+        # As one array: with two of three indices XLA would write them all to memory first.
+        frame = lax.broadcasted_iota(jnp.int32, (rows, columns, 1), time_axis)
+        return gather(log_posteriors.reshape(-1), frame * num_labels + index)
     # The index is given in full: XLA's gather then runs over the frames one after the other.
-    frames = log_posteriors.shape[:2]
-    index = jnp.broadcast_to(jnp.expand_dims(index, time_axis), (*frames, index.shape[1]))
-    raw = jnp.take_along_axis(log_posteriors, index, axis=2, mode="promise_in_bounds")
+    index = jnp.broadcast_to(index, (rows, columns, label.shape[1]))
+    return jnp.take_along_axis(log_posteriors, index, axis=2, mode="promise_in_bounds")
+
+
+def _picked_scores(
+    time_axis: int,
+    log_posteriors: Array,
+    parts: FrameParts,
+    label: Array,
+    bias: Array,
+    problem: Problem,
+) -> Array:
+    raw = _at_labels(log_posteriors, label, time_axis)
     if time_axis == 1:
         raw = jnp.swapaxes(raw, 0, 1)
-    bias = apart(_bias_of(layout.slot, problem))
     shift, offset = (part if part is None else part[:, :, None] for part in parts[1:])
     score = _scaled(raw.astype(bias.dtype), bias[None], shift, offset, problem)
-    score = jnp.where(layout.label[None] >= 0, score, -jnp.inf)
+    score = jnp.where(problem.layout.label[None] >= 0, score, -jnp.inf)
     return jnp.where(parts.real[:, :, None], score, 0.0)
 
 

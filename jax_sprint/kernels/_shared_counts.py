@@ -14,6 +14,8 @@ from jax import lax
 
 from jax_sprint.automata._sliced import Sliced
 from jax_sprint.automata._slices import Slice, Table
+from jax_sprint.kernels._graph import gather
+from jax_sprint.kernels._platform import if_any
 from jax_sprint.kernels._semirings import Value
 from jax_sprint.kernels._shared_recursion import (
     Forward,
@@ -37,8 +39,6 @@ from jax_sprint.kernels._shared_sums import (
     Kind,
     Weights,
     collect,
-    gather,
-    if_any,
     nothing,
     valued,
     weigh,

@@ -29,6 +29,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jax_sprint.automata._sliced import Sliced
+from jax_sprint.kernels._graph import gather
+from jax_sprint.kernels._platform import if_any
 from jax_sprint.kernels._semirings import Value
 from jax_sprint.kernels._shared_sums import (
     LOGS,
@@ -36,8 +38,6 @@ from jax_sprint.kernels._shared_sums import (
     Kind,
     Weights,
     collect,
-    gather,
-    if_any,
     nothing,
     valued,
     weigh,

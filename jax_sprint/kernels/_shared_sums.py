@@ -19,8 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jax_sprint.automata._slices import Slice, Table
-from jax_sprint.kernels import _platform
-from jax_sprint.kernels._graph import apart
+from jax_sprint.kernels._graph import apart, gather
 from jax_sprint.kernels._semirings import LOG, SCALED, Semiring, Value
 
 __all__ = [
@@ -31,8 +30,6 @@ __all__ = [
     "Kind",
     "Weights",
     "collect",
-    "gather",
-    "if_any",
     "nothing",
     "valued",
     "weigh",
@@ -127,21 +124,6 @@ class Weights(NamedTuple):
     deep: Weights | None
 
 
-def gather(array: Array, index: Array) -> Array:
-    """Rows of an array; `index` is in bounds."""
-    # As array.at[index].get() does, which takes three times as long to trace.
-    rest = tuple(range(index.ndim, index.ndim + array.ndim - 1))
-    return lax.gather(
-        array,
-        lax.expand_dims(index, (index.ndim,)),
-        lax.GatherDimensionNumbers(
-            offset_dims=rest, collapsed_slice_dims=(0,), start_index_map=(0,)
-        ),
-        (1, *array.shape[1:]),
-        mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS,
-    )
-
-
 def valued(kind: Kind, scores: Array) -> Value:
     """The values [E + 2] of log-scores [E], and of -inf and of 0 behind them, for `weigh`."""
     for more in (-jnp.inf, 0.0):
@@ -211,20 +193,6 @@ def nothing(kind: Kind, packed: Array, size: int) -> Value:
         jnp.broadcast_to(jnp.where(part == part, zero, zero), (size, packed.shape[1]))
         for part, zero in zip(parts, zeros, strict=True)
     )
-
-
-def if_any(
-    wanted: Array, compute: Callable[..., Array], absent: Callable[..., Array], *arguments: Array
-) -> Array:
-    """compute(*arguments); or absent(*arguments), where `wanted`, a scalar, says that it will do.
-
-    Besides leaving out work, the branch keeps XLA from fusing what is computed into what gathers
-    it, where it would be computed once for each use.  Where the host would wait for the device to
-    know which branch to take, all is computed always.
-    """
-    if _platform.launches():
-        return compute(*arguments)
-    return lax.cond(wanted, compute, absent, *arguments)
 
 
 def _sum(kind: Kind, packed: Array, part: Slice, weight: Value, depth: int) -> Value:

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from jax_sprint.automata._sliced import Sliced
+from jax_sprint.kernels._graph import gather
 from jax_sprint.kernels._semirings import Value
 from jax_sprint.kernels._shared import SharedProblem, clean
 from jax_sprint.kernels._shared_recursion import Scores, emission_if, forward, seeded, weighted
-from jax_sprint.kernels._shared_sums import Kind, gather
+from jax_sprint.kernels._shared_sums import Kind
 
 __all__ = ["shared_viterbi"]
 

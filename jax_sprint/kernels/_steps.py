@@ -1,9 +1,9 @@
 """Taking the recursions' steps, frame by frame.
 
-On a CPU, what is kept of a frame takes the place of its emissions, which nobody needs afterwards:
-the first touch of fresh memory costs as much as the arithmetic.  Elsewhere a round of the loop
-takes several frames, so that they share what a round launches.  Where JAX differentiates the
-recursion (`Semiring.by_jax`), it is a plain scan.
+On a CPU, what the backward recursion keeps of a frame takes the place of the emissions, which
+nobody needs afterwards: moving memory, and its first touch, cost as much as the arithmetic.
+Elsewhere a round of the loop takes several frames, so that they share what a round launches.  Where
+JAX differentiates the recursion (`Semiring.by_jax`), it is a plain scan.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jax_sprint.kernels import _platform
 from jax_sprint.kernels._graph import Side, collect, per_sequence, varying_as
 from jax_sprint.kernels._semirings import Semiring, Value
 
-__all__ = ["BLOCK", "longest", "steps"]
+__all__ = ["BLOCK", "longest", "steps", "there_and_back"]
 
 Array = Any
 
@@ -248,8 +248,11 @@ def _overwrite(
     emission: Value,
     keep: bool,
 ) -> tuple[Value, Value]:
+    # The emissions are needed once more after the forward recursion.
+    in_place = ahead is not True
+    room = emission if in_place else tuple(map(jnp.zeros_like, emission))
     # Over mesh axes the emissions may vary less than what takes their place.
-    kept = tuple(varying_as(array, part) for array, part in zip(emission, first, strict=True))
+    kept = tuple(varying_as(array, part) for array, part in zip(room, first, strict=True))
 
     def ready(x: Value, emitted: Value, place: Array) -> Value | None:
         # Made at the end of the step before: within a step XLA would multiply element by element
@@ -260,7 +263,7 @@ def _overwrite(
 
     def enter(carry: tuple, begin: Array, size: int, place: Array) -> tuple[tuple, Value]:
         x, _, kept = carry
-        emitted = _frames_of(kept or emission, begin, size)
+        emitted = _frames_of(kept or emission, begin, size) if in_place else ()
         x = semiring.tidy(x)
         return (x, ready(x, emitted, place), kept), emitted
 
@@ -268,8 +271,8 @@ def _overwrite(
         x, entering, kept = carry
         now = lax.dynamic_index_in_dim(counts, at.frame, 0, keepdims=False) & at.inside
         after = collect(semiring, x if entering is None else entering, side)
-        after = _entered(semiring, ahead, after, _frame_of(emitted, at.here))
-        after = per_sequence(now, after, x)
+        here = _frame_of(emitted, at.here) if in_place else _frame_of(emission, at.frame)
+        after = per_sequence(now, _entered(semiring, ahead, after, here), x)
         if kept:
             kept = tuple(
                 lax.dynamic_update_index_in_dim(array, value, at.frame, 0)
@@ -282,3 +285,32 @@ def _overwrite(
     stop = longest(counts) if isinstance(ahead, bool) else frames
     x, _, kept = _each_frame(frames, stop, ahead is False, enter, step, carry)
     return semiring.tidy(x), kept
+
+
+def there_and_back(
+    semiring: Semiring,
+    sides: tuple[Side, Side],
+    ends: tuple[Value, Value],
+    counts: Array,
+    emission: Value,
+) -> tuple[Value, Value, Value, Value]:
+    """The forward recursion, then the backward one.
+
+    Args:
+        semiring: what to compute in.
+        sides: where to collect from, forward and backward.
+        ends: of [B, N], the first alpha and the first beta.
+        counts: [T, B] bool, the frames to take a step in.
+        emission: of [T, B, N].
+
+    Returns:
+        The last alpha, those kept, the last beta, those kept; see `steps`.
+    """
+    alpha, alphas = steps(semiring, sides[0], True, ends[0], counts, emission)
+    first = ends[1]
+    if not semiring.by_jax:
+        # XLA has to know that the emissions have been read when they are overwritten, or it copies
+        # them.  The mantissas are finite.
+        first = (first[0] + 0 * alpha[0], *first[1:])
+    beta, betas = steps(semiring, sides[1], False, first, counts, emission)
+    return alpha, alphas, beta, betas
