@@ -103,8 +103,8 @@ def column(value: Value) -> Value:
 
 
 def gather(array: Array, index: Array) -> Array:
-    """Rows of an array; `index` is in bounds."""
-    # As array.at[index].get() does, which takes three times as long to trace.
+    """Rows of an array; `index` is in bounds, or negative: the first row."""
+    # As array.at[index].get() does, which takes three times as long to trace.  XLA clips by itself.
     rest = tuple(range(index.ndim, index.ndim + array.ndim - 1))
     return lax.gather(
         array,
@@ -113,7 +113,7 @@ def gather(array: Array, index: Array) -> Array:
             offset_dims=rest, collapsed_slice_dims=(0,), start_index_map=(0,)
         ),
         (1, *array.shape[1:]),
-        mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS,
+        mode=lax.GatherScatterMode.CLIP,
     )
 
 

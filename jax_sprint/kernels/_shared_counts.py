@@ -6,6 +6,8 @@ labels' posteriors come out, and the edges' counts are added up where they are w
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -37,11 +39,11 @@ from jax_sprint.kernels._shared_sums import (
     NUMBERS,
     UNROLLED,
     Kind,
-    Weights,
     collect,
     nothing,
     valued,
     weigh,
+    weighted_parts,
 )
 
 __all__ = ["Counts", "counts"]
@@ -72,11 +74,11 @@ def _at(array: Array, index: Array) -> Array:
 def _weighted_parts(tables: Sliced, weights: Weighted) -> list[tuple[Slice, Value]]:
     """Slices of the edges' tables and their weights, in the order of `Sliced.arc_cell`."""
 
-    def both(table: Table, values: Weights) -> list[tuple[Slice, Value]]:
-        parts = (*table.slices, *table.pieces)
-        return list(zip(parts, (*values.slices, *values.pieces), strict=True))
+    def of_edges(table: Table, values: Value) -> Iterator[tuple[Slice, Value]]:
+        count = len(table.slices) + len(table.pieces)
+        return itertools.islice(weighted_parts(table, values), count)
 
-    return both(tables.single, weights.single) + both(tables.multi, weights.multi)
+    return [*of_edges(tables.single, weights.single), *of_edges(tables.multi, weights.multi)]
 
 
 class _Spread:
@@ -190,13 +192,15 @@ def counts(
         scale = _inverse(jnp.sum(label, axis=0))
         used = tuple(
             total + flows(before, x, part, weight) * scale[None, None]
-            for total, (part, weight) in zip(used, parts, strict=True)
+            for total, (part, weight) in zip(used, parts(), strict=True)
         )
         return (x, used), spread(label * scale[None]).astype(dtype)
 
-    parts = _weighted_parts(tables, weights) if arcs else []
+    def parts() -> list[tuple[Slice, Value]]:
+        return _weighted_parts(tables, weights) if arcs else []
+
     zero = nothing(NUMBERS, _magnitude(kind, ahead.last), 1)[0]
-    used = tuple(jnp.broadcast_to(zero, (*part.source.shape, zero.shape[1])) for part, _ in parts)
+    used = tuple(jnp.broadcast_to(zero, (*part.source.shape, zero.shape[1])) for part, _ in parts())
 
     def back(carry: tuple, start: Array, alphas: Array, times: Array) -> tuple[tuple, Array]:
         """Over the frames `times`, from alphas before the first and at each of them."""

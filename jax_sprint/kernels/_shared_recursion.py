@@ -36,7 +36,6 @@ from jax_sprint.kernels._shared_sums import (
     LOGS,
     UNROLLED,
     Kind,
-    Weights,
     collect,
     nothing,
     valued,
@@ -76,13 +75,13 @@ class Scores(NamedTuple):
 
 
 class Weighted(NamedTuple):
-    """The values of the tables' weights, the same for all frames."""
+    """The values of the tables' weights, the same for all frames; of [P], see `weigh`."""
 
-    single: Weights
-    multi: Weights
-    merge: Weights
-    leaving: Weights
-    exits: Weights
+    single: Value
+    multi: Value
+    merge: Value
+    leaving: Value
+    exits: Value
     closing: Array  # [C] log-scores
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
@@ -28,11 +28,11 @@ __all__ = [
     "PAIRS",
     "UNROLLED",
     "Kind",
-    "Weights",
     "collect",
     "nothing",
     "valued",
     "weigh",
+    "weighted_parts",
 ]
 
 Array = Any
@@ -116,14 +116,6 @@ LOGS = Kind(LOG, _only, _alone)
 NUMBERS = Kind(_Numbers(), _only, _alone)
 
 
-class Weights(NamedTuple):
-    """Values [K, R] of the entries of a table, part by part as in `Table`."""
-
-    slices: tuple[Value, ...]
-    pieces: tuple[Value, ...]
-    deep: Weights | None
-
-
 def valued(kind: Kind, scores: Array) -> Value:
     """The values [E + 2] of log-scores [E], and of -inf and of 0 behind them, for `weigh`."""
     for more in (-jnp.inf, 0.0):
@@ -133,8 +125,8 @@ def valued(kind: Kind, scores: Array) -> Value:
     return values if kind.semiring.by_jax else tuple(map(apart, values))
 
 
-def weigh(kind: Kind, table: Table, values: Value) -> Weights:
-    """The values of a table's weights.
+def weigh(kind: Kind, table: Table, values: Value) -> Value:
+    """The values [P] of a table's weights, part after part, for `weighted_parts`.
 
     Args:
         kind: of which values.
@@ -144,29 +136,16 @@ def weigh(kind: Kind, table: Table, values: Value) -> Weights:
     zero = values[0].shape[0] - 2
     parts = _parts(table)
     if not parts:
-        return _as_table(table, iter(()))
-    place = lax.concatenate(
-        [
-            lax.reshape(
-                jnp.where(part.source >= 0, zero + 1 if part.arc is None else part.arc, zero),
-                (part.source.size,),
-            )
-            for part in parts
-        ],
-        0,
-    )
-    picked = tuple(gather(array, place) for array in values)
-    ends = list(itertools.accumulate(part.source.size for part in parts))
-    return _as_table(
-        table,
-        (
-            tuple(
-                lax.reshape(lax.slice_in_dim(array, end - part.source.size, end), part.source.shape)
-                for array in picked
-            )
-            for part, end in zip(parts, ends, strict=True)
-        ),
-    )
+        return tuple(array[:0] for array in values)
+    # Joined first, and looked at as a whole: each part by itself would be a kernel of its own.
+    own = [part.source if part.arc is None else part.arc for part in parts]
+    place = lax.concatenate([lax.reshape(array, (array.size,)) for array in own], 0)
+    # Parts with weights come before those of `deep`, whose entries are sums.
+    weighted = sum(part.source.size for part in parts if part.arc is not None)
+    entry = lax.iota(jnp.int32, place.shape[0])
+    used = jnp.where(entry < weighted, place, zero + 1)
+    place = jnp.where(place >= 0, used, zero)
+    return tuple(gather(array, place) for array in values)
 
 
 def _parts(table: Table) -> list[Slice]:
@@ -174,12 +153,22 @@ def _parts(table: Table) -> list[Slice]:
     return [*table.slices, *table.pieces, *deep]
 
 
-def _as_table(table: Table, values: Iterator[Value]) -> Weights:
-    """The values of `_parts`, in their places."""
-    slices = tuple(next(values) for _ in table.slices)
-    pieces = tuple(next(values) for _ in table.pieces)
-    deep = None if table.deep is None else _as_table(table.deep, values)
-    return Weights(slices, pieces, deep)
+def weighted_parts(table: Table, weights: Value) -> Iterator[tuple[Slice, Value]]:
+    """The parts of a table, those of `deep` last, and the values [K, R] of their weights.
+
+    To be cut where they are used: before a loop, XLA would make a kernel and an array of each.
+    """
+    begin = 0
+    for part in _parts(table):
+        end = begin + part.source.size
+        yield (
+            part,
+            tuple(
+                lax.reshape(lax.slice_in_dim(array, begin, end), part.source.shape)
+                for array in weights
+            ),
+        )
+        begin = end
 
 
 def nothing(kind: Kind, packed: Array, size: int) -> Value:
@@ -199,16 +188,16 @@ def _sum(kind: Kind, packed: Array, part: Slice, weight: Value, depth: int) -> V
     width, size = part.source.shape
     if width == 0:
         return nothing(kind, packed, size)
-    index = jnp.maximum(part.source, 0)
     if depth >= UNROLLED:
-        picked = kind.split(gather(packed, index))
+        picked = kind.split(gather(packed, part.source))
         return kind.semiring.plus_over(
             kind.semiring.times(picked, tuple(array[:, :, None] for array in weight)), 0
         )
     return kind.semiring.plus(
         [
             kind.semiring.times(
-                kind.split(gather(packed, index[k])), tuple(array[k][:, None] for array in weight)
+                kind.split(gather(packed, part.source[k])),
+                tuple(array[k][:, None] for array in weight),
             )
             for k in range(width)
         ]
@@ -222,23 +211,23 @@ def _blocks(
     kind: Kind,
     packed: Array,
     table: Table,
-    weights: Weights,
+    parts: Iterator[tuple[Slice, Value]],
     finish: Finish,
     depth: int,
     begin: int,
 ) -> list[Array]:
     blocks = []
-    for part, weight in zip(table.slices, weights.slices, strict=True):
+    for part, weight in itertools.islice(parts, len(table.slices)):
         value = _sum(kind, packed, part, weight, depth)
         blocks.append(kind.join(finish(value, begin)))
         begin += part.target.shape[0]
-    if table.deep is not None and weights.deep is not None:
+    if table.deep is not None:
         pieces = [
             kind.join(_sum(kind, packed, part, weight, depth))
-            for part, weight in zip(table.pieces, weights.pieces, strict=True)
+            for part, weight in itertools.islice(parts, len(table.pieces))
         ]
         sums = jnp.concatenate(pieces)
-        blocks += _blocks(kind, sums, table.deep, weights.deep, finish, depth + 1, begin)
+        blocks += _blocks(kind, sums, table.deep, parts, finish, depth + 1, begin)
     return blocks
 
 
@@ -246,7 +235,7 @@ def collect(
     kind: Kind,
     packed: Array,
     table: Table,
-    weights: Weights,
+    weights: Value,
     finish: Finish | None = None,
     *,
     depth: int = 0,
@@ -269,7 +258,8 @@ def collect(
     def tidy(value: Value, begin: int) -> Value:
         return kind.semiring.tidy(value)
 
-    blocks = _blocks(kind, packed, table, weights, finish or tidy, depth, 0)
+    parts = weighted_parts(table, weights)
+    blocks = _blocks(kind, packed, table, parts, finish or tidy, depth, 0)
     if not blocks:
         return packed[:0]
     return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks)
