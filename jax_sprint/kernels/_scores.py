@@ -25,6 +25,7 @@ __all__ = [
     "holds_bad",
     "last_label",
     "last_scores",
+    "log_softmax",
     "node_scores",
     "normalized",
 ]
@@ -125,6 +126,35 @@ def _mass_jvp(dtype: Any, primals: tuple, tangents: tuple) -> tuple:
     return (peak, total), (jnp.zeros_like(peak), change)
 
 
+def _normalizer(dtype: Any, logits: Array, real: Array) -> tuple[Array, Array]:
+    """The peak of each frame, and what its log_softmax subtracts besides; both 0 in padding.
+
+    The latter is NaN in a frame that holds NaN or +inf, or nothing but -inf.
+    """
+    peak, total = _mass(dtype, logits, real)
+    some = (total > 0) & (total < jnp.inf)
+    rest = jnp.where(some, jnp.log(jnp.where(some, total, 1.0)), jnp.nan)
+    return jnp.where(real, peak, 0.0), jnp.where(real, rest, 0.0)
+
+
+def log_softmax(time_axis: int, logits: Array, lengths: Array, dtype: Any) -> Array:
+    """log_softmax over the labels, whose derivative is 0 in padding, whatever that holds.
+
+    Args:
+        time_axis: 0 for [T, B, V], 1 for [B, T, V].
+        logits: float, as `time_axis` says.
+        lengths: [B] integer, numbers of frames.
+        dtype: what to compute in.
+
+    Returns:
+        An array like `logits` of that type; in padding anything, NaN in frames without a softmax.
+    """
+    frame = lax.broadcasted_iota(jnp.int32, logits.shape[:2], time_axis)
+    real = frame < jnp.expand_dims(lengths.astype(jnp.int32), time_axis)
+    peak, rest = _normalizer(dtype, logits, real)
+    return (logits.astype(dtype) - peak[:, :, None]) - rest[:, :, None]
+
+
 def normalized(time_axis: int, logits: Array, problem: Problem) -> Problem:
     """The problem of the logits' log_softmax, as one of the logits.
 
@@ -138,17 +168,11 @@ def normalized(time_axis: int, logits: Array, problem: Problem) -> Problem:
         problem: that of the log-posteriors, without `shift` and `offset`.
     """
     real = problem.real if time_axis == 0 else problem.real.T
-    peak, total = _mass(problem.bias.dtype, logits, real)
-    # A frame with NaN or +inf has no finite total: the offset is NaN, which `bad_values` sees.
-    some = (total > 0) & (total < jnp.inf)
-    normalizer = jnp.where(some, jnp.log(jnp.where(some, total, 1.0)), jnp.nan)
-    normalizer = jnp.where(real, normalizer, 0.0)
+    peak, rest = _normalizer(problem.bias.dtype, logits, real)
     if time_axis == 1:
-        peak, normalizer = peak.T, normalizer.T
-    return problem._replace(
-        shift=jnp.where(problem.real, peak, 0.0),
-        offset=-problem.am_scale * normalizer,
-    )
+        peak, rest = peak.T, rest.T
+    # The offset of a frame with NaN or +inf is NaN, which `bad_values` sees.
+    return problem._replace(shift=peak, offset=-problem.am_scale * rest)
 
 
 def bad_values(time_axis: int, log_posteriors: Array, problem: Problem) -> Array:

@@ -14,7 +14,7 @@ from jax_sprint.kernels import _platform
 from jax_sprint.kernels._checkpointed import checkpointed_partition
 from jax_sprint.kernels._inputs import at_least_one_frame, check, prepare
 from jax_sprint.kernels._partition import partition
-from jax_sprint.kernels._scores import normalized
+from jax_sprint.kernels._scores import log_softmax, normalized
 from jax_sprint.kernels._shared import prepare_shared, shared_partition
 
 __all__ = ["full_sum_loss"]
@@ -76,7 +76,7 @@ def _loss(
     log_posteriors = at_least_one_frame(log_posteriors, time_axis)
     if automata.sliced is not None:
         if from_logits:
-            log_posteriors = jax.nn.log_softmax(log_posteriors.astype(dtype))
+            log_posteriors = log_softmax(time_axis, log_posteriors, seq_lengths, dtype)
         return shared_partition(time_axis, checkpoint, log_posteriors, prepare_shared(*arguments))
     solve = checkpointed_partition if checkpoint else partition
     problem = prepare(*arguments)

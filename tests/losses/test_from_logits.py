@@ -75,11 +75,16 @@ def test_same_loss_and_gradients(form: str) -> None:
 
 
 @pytest.mark.optimized
+@pytest.mark.parametrize("form", ["band", "shared"])
 @pytest.mark.parametrize("where", ["valid", "padding"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_bad_values(where: str, value: float) -> None:
+def test_bad_values(where: str, value: float, form: str) -> None:
     """They stay in their sequence, and in padding they are nothing at all."""
-    automata = Automata.from_edges(*edges(), num_labels=L)
+    if form == "shared":
+        first = oracles.hmm_like(np.random.default_rng(2), 1, 2, L)
+        automata = Automata.from_edges(*first, num_labels=L, shared=True)
+    else:
+        automata = Automata.from_edges(*edges(), num_labels=L)
     clean = logits()
     x = clean.copy()
     if where == "valid":
