@@ -80,6 +80,9 @@ def node_scores(time_axis: int, log_posteriors: Array, problem: Problem) -> Scor
             log_posteriors,
             FrameParts(problem.real, problem.shift, problem.offset),
             problem,
+            # Log-posteriors are the log_softmax of something, as a rule, which XLA fuses into the
+            # gather: a branch would have it write them down.
+            branch=problem.offset is not None,
         ),
         last_scores(time_axis, log_posteriors, problem),
         bad_values(time_axis, log_posteriors, problem),
@@ -223,7 +226,11 @@ class FrameParts(NamedTuple):
 
 
 def frame_scores(
-    time_axis: int, log_posteriors: Array, parts: FrameParts, problem: Problem
+    time_axis: int,
+    log_posteriors: Array,
+    parts: FrameParts,
+    problem: Problem,
+    branch: bool = True,
 ) -> Array:
     """Scores [C, B, N] of the nodes in some frames.
 
@@ -232,6 +239,7 @@ def frame_scores(
         log_posteriors: float, those frames; C > 0.
         parts: of those frames.
         problem: the rest.
+        branch: whether to compute them in a branch of their own, see `if_any`.
     """
     label = apart(jnp.clip(problem.layout.label, 0, max(log_posteriors.shape[2] - 1, 0)))
     bias = apart(_bias_of(problem.layout.slot, problem))
@@ -245,7 +253,7 @@ def frame_scores(
         row = some(first, FrameParts(*(part if part is None else part[:1] for part in parts)))
         return jnp.broadcast_to(row, (log_posteriors.shape[time_axis], *row.shape[1:]))
 
-    if log_posteriors.shape[time_axis] == 1:
+    if not branch or log_posteriors.shape[time_axis] == 1:
         return some(log_posteriors, parts)
     return if_any(jnp.any(parts.real), some, none, log_posteriors, parts)
 

@@ -239,6 +239,14 @@ def _rounds(
     return semiring.tidy(x), kept
 
 
+def _room(array: Array, first: Array) -> Array:
+    """Zeros like `array`, to be written after `first`, which is finite.
+
+    XLA would make them at the very beginning, beside all that is needed only to get there.
+    """
+    return jnp.broadcast_to(jnp.sum(0 * first).astype(array.dtype), array.shape)
+
+
 def _overwrite(
     semiring: Semiring,
     side: Side,
@@ -250,7 +258,7 @@ def _overwrite(
 ) -> tuple[Value, Value]:
     # The emissions are needed once more after the forward recursion.
     in_place = ahead is not True
-    room = emission if in_place else tuple(map(jnp.zeros_like, emission))
+    room = emission if in_place else tuple(_room(array, first[0]) for array in emission)
     # Over mesh axes the emissions may vary less than what takes their place.
     kept = tuple(varying_as(array, part) for array, part in zip(room, first, strict=True))
 
