@@ -238,6 +238,7 @@ def learnable(automata, x, weights, starts, ends, scale):
     return full_sum_loss(x, LENGTHS, changed, tdp_scale=scale, infeasible="zero").sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dead", [False, True])
 def test_starts_and_ends_can_be_learnt(dead: bool) -> None:
     automata = make(2, "tables", dead).automata

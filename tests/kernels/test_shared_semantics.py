@@ -81,6 +81,7 @@ def run(x, lengths, automata):
     return loss, valid, d_x, d_weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cyclic", [False, True])
 def test_the_same_answers_as_without_sharing(cyclic: bool) -> None:
     one, bad, _ = batch(cyclic)
@@ -108,6 +109,7 @@ def test_bad_sequences_leave_their_neighbours_alone(cyclic: bool) -> None:
             np.testing.assert_array_equal(dirty[2][:, b], wanted[2][:, b])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cyclic", [False, True])
 def test_best_paths_are_the_same_as_without_sharing(cyclic: bool) -> None:
     one, bad, _ = batch(cyclic)

@@ -64,6 +64,7 @@ def test_same_values_and_gradients(form: str, time_major: bool) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), found, wanted)
 
 
+@pytest.mark.slow
 def test_second_derivatives() -> None:
     automata, (x, _) = batch("band"), inputs()
 

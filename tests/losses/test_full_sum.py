@@ -42,6 +42,7 @@ def loss_and_gradients(log_posteriors, lengths, automata, weights, am_scale, tdp
     return loss, valid, gradients
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 10**6),
     spread=st.sampled_from([1.0, 30.0, 300.0]),
@@ -160,6 +161,7 @@ def test_derivatives_in_float64(form: str, order: int) -> None:
             check_grads(loss, arguments, order=1, modes=["fwd"], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_hessian_vector_product_is_the_covariance() -> None:
     """The Hessian is minus the covariance of label indicators: here, from all paths."""
     rng = np.random.default_rng(5)

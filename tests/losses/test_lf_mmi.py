@@ -165,6 +165,7 @@ def test_a_trigram_of_phones_goes_round() -> None:
     np.testing.assert_allclose(loss[0], own.loss - every.loss, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_example_learns(capsys) -> None:
     before, after = runpy.run_path(str(EXAMPLE))["main"](["--steps", "60"])
     assert after < 0.2 * before
