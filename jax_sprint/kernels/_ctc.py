@@ -11,7 +11,8 @@ import numpy as np
 from jax_sprint.kernels._graph import Graph, Links, apart
 from jax_sprint.kernels._inputs import at_least_one_frame
 from jax_sprint.kernels._partition import partition
-from jax_sprint.kernels._scores import Layout, Problem, normalized
+from jax_sprint.kernels._scores import Layout, Problem
+from jax_sprint.kernels._softmax import normalized
 
 __all__ = ["ctc_loss"]
 

@@ -71,7 +71,7 @@ def _at(array: Array, index: Array) -> Array:
     return jnp.sum(jnp.where((index >= 0)[:, :, None], picked, 0.0), axis=0)
 
 
-def _weighted_parts(tables: Sliced, weights: Weighted) -> list[tuple[Slice, Value]]:
+def _edge_parts(tables: Sliced, weights: Weighted) -> list[tuple[Slice, Value]]:
     """Slices of the edges' tables and their weights, in the order of `Sliced.arc_cell`."""
 
     def of_edges(table: Table, values: Value) -> Iterator[tuple[Slice, Value]]:
@@ -197,7 +197,7 @@ def counts(
         return (x, used), spread(label * scale[None]).astype(dtype)
 
     def parts() -> list[tuple[Slice, Value]]:
-        return _weighted_parts(tables, weights) if arcs else []
+        return _edge_parts(tables, weights) if arcs else []
 
     zero = nothing(NUMBERS, _magnitude(kind, ahead.last), 1)[0]
     used = tuple(jnp.broadcast_to(zero, (*part.source.shape, zero.shape[1])) for part, _ in parts())

@@ -14,8 +14,8 @@ from jax_sprint.kernels import _platform
 from jax_sprint.kernels._checkpointed import checkpointed_partition
 from jax_sprint.kernels._inputs import at_least_one_frame, check, prepare
 from jax_sprint.kernels._partition import partition
-from jax_sprint.kernels._scores import log_softmax, normalized
 from jax_sprint.kernels._shared import prepare_shared, shared_partition
+from jax_sprint.kernels._softmax import log_softmax, normalized
 
 __all__ = ["full_sum_loss"]
 
